@@ -1,0 +1,82 @@
+//! What can go wrong for a user of the crate: small enums, each variant saying what state the node is in now.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::id::ParseError;
+
+/// A node did not start; nothing of it runs.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Another process has the address.
+    #[error("cannot listen on {address}: {source}")]
+    Bind {
+        /// The address asked for.
+        address: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A seed, an interface or a name that cannot be meant.
+    #[error("{0}")]
+    Config(String),
+    /// A running node has the data folder.
+    #[error("the data folder {} is in use by process {pid}", path.display())]
+    Locked {
+        /// The folder.
+        path: PathBuf,
+        /// The process, 0 if it did not leave its number.
+        pid: u32,
+    },
+    /// The data folder cannot be made, read or written.
+    #[error("the data folder {}: {source}", path.display())]
+    DataDir {
+        /// The folder or the file in it.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The operating system gave no thread, no random numbers or no socket folder.
+    #[error("{what}: {source}")]
+    System {
+        /// What was asked of it.
+        what: &'static str,
+        /// What it said.
+        source: io::Error,
+    },
+}
+
+/// A message was not published; the node goes on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PublishError {
+    /// Larger than [`PAYLOAD_BYTES_MAX`](crate::PAYLOAD_BYTES_MAX).
+    #[error("{bytes} bytes are too many: a message has at most {max}")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// A display name or content type beyond its length.
+    #[error("the {0} is too long")]
+    TooLong(&'static str),
+    /// The room is out of rules.
+    #[error(transparent)]
+    Room(#[from] ParseError),
+    /// The client id was used for another message.
+    #[error("this client id was used for another message")]
+    KeyReused,
+    /// The node has stopped.
+    #[error("the node has stopped")]
+    Stopped,
+}
+
+/// The node has stopped; nothing was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the node has stopped")]
+pub struct Stopped;
+
+impl From<Stopped> for PublishError {
+    fn from(_: Stopped) -> PublishError {
+        PublishError::Stopped
+    }
+}

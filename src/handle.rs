@@ -1,0 +1,464 @@
+//! What a program, the page and a bridge hold in their hands.
+//!
+//! A [`Handle`] is cheap to clone and does nothing itself: it asks the node's event loop. Nothing here blocks a runtime,
+//! and any runtime will do: the node has a thread of its own. Dropping the last handle stops the node.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+
+use crate::error::{PublishError, Stopped};
+use crate::id::{EntryId, ParseError, Room, Run};
+use crate::metrics::Metrics;
+use crate::replica::batch::{Batch, Draft, Entry, NAME_BYTES_MAX, PAYLOAD_BYTES_MAX, Payload};
+use crate::replica::clock::Hlc;
+use crate::replica::version::{Coverage, Cursor, RunHashes};
+use crate::subscription::{Filter, Gap, Subscription};
+
+/// A running node, as its users see it. Cheap to clone; the last one dropped stops the node.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub info: Info,
+    pub publish: mpsc::Sender<Submission>,
+    pub ask: mpsc::Sender<Ask>,
+    pub peers: watch::Receiver<Arc<[Peer]>>,
+    pub events: broadcast::Sender<Event>,
+    pub metrics: Metrics,
+}
+
+/// What a node is called and where it is reached.
+#[derive(Clone, Debug)]
+pub struct Info {
+    /// This life of the node.
+    pub run: Run,
+    /// Display name.
+    pub name: Arc<str>,
+    /// Name of the mesh.
+    pub mesh: Arc<str>,
+    /// Where it listens for peers, with the real port.
+    pub listen: SocketAddr,
+    /// Addresses at which peers can reach it now.
+    pub addresses: Arc<[SocketAddr]>,
+    /// Interfaces that discovery uses, and those passed over, with the reason.
+    pub interfaces: Arc<[Interface]>,
+    /// Its data folder, if it has one.
+    pub data_dir: Option<PathBuf>,
+}
+
+/// A network interface as discovery sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name, such as `eth0`.
+    pub name: String,
+    /// Why it is not used; none if it is used.
+    pub skipped: Option<&'static str>,
+}
+
+/// Drafts on their way to the event loop.
+#[derive(Debug)]
+pub(crate) struct Submission {
+    pub drafts: Vec<Draft>,
+    pub reply: oneshot::Sender<Result<Vec<Published>, PublishError>>,
+}
+
+/// What handles ask of the event loop, publishing aside.
+#[derive(Debug)]
+pub(crate) enum Ask {
+    Subscribe { filter: Filter, after: Option<Cursor>, reply: oneshot::Sender<Subscription> },
+    Window { reply: oneshot::Sender<Window> },
+    HeldBy { id: EntryId, count: usize, reply: oneshot::Sender<usize> },
+    Shutdown { reply: oneshot::Sender<()> },
+}
+
+/// Everything the node holds at one moment.
+#[derive(Debug)]
+pub(crate) struct Window {
+    pub batches: Vec<Batch>,
+    pub cursor: Cursor,
+}
+
+/// What became of a published message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// Its id.
+    pub id: EntryId,
+    /// How safe it is by now.
+    pub state: State,
+    /// Its key was known: this is the id of the first one, and nothing was stored.
+    pub known: bool,
+}
+
+/// How safe a message is on its author's node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// In memory and on its way to peers.
+    Sent,
+}
+
+/// Another node, as seen from this one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Peer {
+    /// Which life of which node.
+    pub run: Run,
+    /// Its display name, empty until it said so.
+    pub name: Arc<str>,
+    /// What is known of it.
+    pub state: PeerState,
+    /// Where it is reached.
+    pub address: Option<SocketAddr>,
+    /// How it was found.
+    pub found_by: FoundBy,
+    /// Round-trip time of the last heartbeat that measured it.
+    pub rtt: Option<Duration>,
+    /// When it was last heard.
+    pub last_heard: Option<Instant>,
+    /// Messages dropped on the way to it and left to repair.
+    pub dropped: u64,
+}
+
+/// What is known of a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PeerState {
+    /// Heard, and hears us.
+    Up,
+    /// Heard, but does not hear us, or the other way round.
+    OneWay,
+    /// Not heard for 3 s.
+    Suspect,
+    /// Gone: said goodbye, or not heard for 8 s.
+    Down,
+    /// Kept apart by its mesh name or version.
+    Incompatible,
+}
+
+/// The rung of the discovery ladder on which a peer was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FoundBy {
+    /// Announced through mDNS.
+    Mdns,
+    /// Named by another peer, or it called first.
+    Gossip,
+    /// Remembered from last time.
+    Memory,
+    /// Given as a seed.
+    Seed,
+}
+
+/// What happens around a node.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A peer is up both ways.
+    PeerUp(Peer),
+    /// A peer was not heard for 3 s, or is heard one way only.
+    PeerSuspect(Peer),
+    /// A peer is gone.
+    PeerDown(Peer),
+    /// Messages are missing.
+    Gap(Gap),
+    /// A neighbour is kept apart; told once a minute.
+    Apart {
+        /// Where it is.
+        address: SocketAddr,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// A peer did not take what was sent and was cut; it gets what it missed by repair.
+    PeerCut(Peer),
+    /// Another process runs with a copy of this node's data folder.
+    Cloned(Peer),
+}
+
+/// A stretch of messages, ascending by time.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Page {
+    /// The messages.
+    pub messages: Vec<crate::subscription::Message>,
+    /// Goes on from here: covers what was given, and all that was held where the newest were asked for.
+    pub after: Cursor,
+    /// Scrolls back from here; none where there is nothing older.
+    pub before: Option<Place>,
+}
+
+/// A place in time order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The time.
+    pub hlc: Hlc,
+    /// The entry.
+    pub id: EntryId,
+}
+
+/// Which messages are wanted.
+#[derive(Clone, Debug, Default)]
+pub struct Query {
+    /// Of this room only.
+    pub room: Option<Room>,
+    /// What this cursor does not cover, the oldest first; none: the newest.
+    pub after: Option<Cursor>,
+    /// Only what is before this place.
+    pub before: Option<Place>,
+    /// Only what was said at this time or later, in milliseconds since 1970.
+    pub since_ms: Option<u64>,
+    /// At most so many.
+    pub limit: usize,
+}
+
+/// A room that something was said in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoomSummary {
+    /// Its name.
+    pub room: Room,
+    /// How many messages the node holds of it.
+    pub messages: u64,
+    /// When the newest of them was said.
+    pub last: Hlc,
+}
+
+impl Handle {
+    pub(crate) fn new(inner: Inner) -> Handle {
+        Handle { inner: Arc::new(inner) }
+    }
+
+    /// What the node is called and where it is reached.
+    pub fn info(&self) -> &Info {
+        &self.inner.info
+    }
+
+    /// What the node counts.
+    pub fn metrics(&self) -> &Metrics {
+        &self.inner.metrics
+    }
+
+    /// Publishes one message and answers with its id and state.
+    ///
+    /// Waits only while every peer that takes messages at all is far behind. Dropping the future does not take the
+    /// message back once the node has it.
+    ///
+    /// # Errors
+    /// [`PublishError`]; the message was not published.
+    pub async fn publish<R>(&self, room: R, payload: impl Into<Payload>) -> Result<Published, PublishError>
+    where
+        R: TryInto<Room>,
+        R::Error: Into<ParseError>,
+    {
+        let room = room.try_into().map_err(Into::into)?;
+        self.publish_with(Draft::new(room, payload)).await
+    }
+
+    /// Publishes one message of which more is said than room and payload. As [`Handle::publish`].
+    ///
+    /// # Errors
+    /// [`PublishError`]; the message was not published.
+    pub async fn publish_with(&self, draft: Draft) -> Result<Published, PublishError> {
+        let published = self.publish_all(vec![draft]).await?;
+        published.first().copied().ok_or(PublishError::Stopped)
+    }
+
+    /// Publishes many messages at once, in order, and answers for each. As [`Handle::publish`].
+    ///
+    /// # Errors
+    /// [`PublishError`]; none of them was published.
+    pub async fn publish_all(&self, drafts: Vec<Draft>) -> Result<Vec<Published>, PublishError> {
+        if drafts.is_empty() {
+            return Ok(Vec::new());
+        }
+        drafts.iter().try_for_each(check)?;
+        let (reply, answer) = oneshot::channel();
+        self.inner.publish.send(Submission { drafts, reply }).await.map_err(|_| PublishError::Stopped)?;
+        answer.await.unwrap_or(Err(PublishError::Stopped))
+    }
+
+    /// What is said in `room` from now on.
+    ///
+    /// # Errors
+    /// [`PublishError::Room`] if the name is out of rules, [`PublishError::Stopped`].
+    pub async fn subscribe<R>(&self, room: R) -> Result<Subscription, PublishError>
+    where
+        R: TryInto<Room>,
+        R::Error: Into<ParseError>,
+    {
+        let room = room.try_into().map_err(Into::into)?;
+        Ok(self.open(Filter::Room(room), None).await?)
+    }
+
+    /// What is said from now on in all rooms whose names begin with `prefix`; the empty prefix means all rooms.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn subscribe_prefix(&self, prefix: &str) -> Result<Subscription, Stopped> {
+        self.open(Filter::Prefix(prefix.into()), None).await
+    }
+
+    /// What `after` does not cover, as far as the node holds it, then what is said from now on and what turns up late,
+    /// each message once.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn resume(&self, filter: Filter, after: Cursor) -> Result<Subscription, Stopped> {
+        self.open(filter, Some(after)).await
+    }
+
+    async fn open(&self, filter: Filter, after: Option<Cursor>) -> Result<Subscription, Stopped> {
+        self.ask(|reply| Ask::Subscribe { filter, after, reply }).await
+    }
+
+    /// All peers known, sorted by name.
+    pub fn peers(&self) -> Arc<[Peer]> {
+        self.inner.peers.borrow().clone()
+    }
+
+    /// Told whenever [`Handle::peers`] changed.
+    pub fn peers_changed(&self) -> watch::Receiver<Arc<[Peer]>> {
+        self.inner.peers.clone()
+    }
+
+    /// Waits until at least `count` peers are up both ways. Cancellation safe.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn wait_for_peers(&self, count: usize) -> Result<(), Stopped> {
+        let mut peers = self.inner.peers.clone();
+        let up = |peers: &Arc<[Peer]>| peers.iter().filter(|peer| peer.state == PeerState::Up).count() >= count;
+        peers.wait_for(up).await.map(|_| ()).map_err(|_| Stopped)
+    }
+
+    /// What happens around the node from now on. A receiver that falls 1,024 events behind misses the oldest.
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.inner.events.subscribe()
+    }
+
+    /// Waits until `count` other nodes hold `id` in memory or on disk, and answers how many do. Cancellation safe: give it
+    /// a time-out.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn held_by(&self, id: EntryId, count: usize) -> Result<usize, Stopped> {
+        self.ask(|reply| Ask::HeldBy { id, count, reply }).await
+    }
+
+    /// Messages that the node holds, by time.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn messages(&self, query: Query) -> Result<Page, Stopped> {
+        let window = self.ask(|reply| Ask::Window { reply }).await?;
+        Ok(page(window, query))
+    }
+
+    /// The rooms that the node holds messages of, by name.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn rooms(&self) -> Result<Vec<RoomSummary>, Stopped> {
+        let window = self.ask(|reply| Ask::Window { reply }).await?;
+        let mut rooms = std::collections::BTreeMap::<Room, RoomSummary>::new();
+        for entry in window.batches.iter().flat_map(Batch::entries).flatten() {
+            let Entry { room, hlc, .. } = entry;
+            let empty = RoomSummary { room: room.clone(), messages: 0, last: hlc };
+            let summary = rooms.entry(room).or_insert(empty);
+            summary.messages += 1;
+            summary.last = summary.last.max(hlc);
+        }
+        Ok(rooms.into_values().collect())
+    }
+
+    /// Says goodbye to peers, lets what is queued go out, and stops the node. Answers when it has stopped.
+    pub async fn shutdown(&self) {
+        // Somebody else's shutdown is as good.
+        let _ = self.ask(|reply| Ask::Shutdown { reply }).await;
+    }
+
+    async fn ask<T>(&self, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T, Stopped> {
+        let (reply, answer) = oneshot::channel();
+        self.inner.ask.send(ask(reply)).await.map_err(|_| Stopped)?;
+        answer.await.map_err(|_| Stopped)
+    }
+}
+
+fn check(draft: &Draft) -> Result<(), PublishError> {
+    if draft.payload.len() > PAYLOAD_BYTES_MAX {
+        return Err(PublishError::TooLarge { bytes: draft.payload.len(), max: PAYLOAD_BYTES_MAX });
+    }
+    if draft.name.as_ref().is_some_and(|name| name.len() > NAME_BYTES_MAX) {
+        return Err(PublishError::TooLong("name"));
+    }
+    match &draft.payload {
+        Payload::Data { mime, .. } if mime.len() > NAME_BYTES_MAX => Err(PublishError::TooLong("content type")),
+        _ => Ok(()),
+    }
+}
+
+/// Picks and sorts what `query` wants out of a window.
+fn page(window: Window, query: Query) -> Page {
+    let Query { room, after, before, since_ms, limit } = query;
+    let mut hashes = RunHashes::default();
+    let mut found: Vec<(Place, Entry)> = Vec::new();
+    let newest = after.is_none();
+    let mut cursor = after.unwrap_or_default();
+    for batch in &window.batches {
+        let origin = hashes.of(batch.origin());
+        let coverage = cursor.coverage(origin, batch);
+        if coverage == Coverage::All || since_ms.is_some_and(|since| batch.hlc_last().wall_ms() < since) {
+            continue;
+        }
+        for entry in batch.entries().flatten() {
+            let place = Place { hlc: entry.hlc, id: entry.id };
+            let seen = coverage == Coverage::Part && cursor.covers(origin, entry.id.seq, entry.hlc);
+            let in_time =
+                since_ms.is_none_or(|since| entry.hlc.wall_ms() >= since) && before.is_none_or(|before| place < before);
+            if !seen && in_time {
+                found.push((place, entry));
+            }
+        }
+    }
+    found.sort_unstable_by_key(|(place, _)| *place);
+    let wanted = |entry: &Entry| room.as_ref().is_none_or(|room| *room == entry.room);
+    let message = |entry: Entry| {
+        let Entry { id, room, payload, name, hlc, via, key } = entry;
+        crate::subscription::Message { id, room, payload, name, hlc, via, key, late: false }
+    };
+    if newest {
+        found.retain(|(_, entry)| wanted(entry));
+        let older = found.len().saturating_sub(limit);
+        let before = (older > 0).then(|| found[older].0);
+        let messages = found.drain(older..).map(|(_, entry)| message(entry)).collect();
+        return Page { messages, after: window.cursor, before };
+    }
+    let mut messages = Vec::new();
+    for (_, entry) in found {
+        if messages.len() == limit {
+            break;
+        }
+        cursor.add(hashes.of(entry.id.run), entry.id.seq, entry.id.seq, entry.hlc);
+        if wanted(&entry) {
+            messages.push(message(entry));
+        }
+    }
+    Page { messages, after: cursor, before: None }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:016x}.{}", self.hlc.0, self.id)
+    }
+}
+
+impl std::str::FromStr for Place {
+    type Err = ParseError;
+    fn from_str(text: &str) -> Result<Place, ParseError> {
+        let (hlc, id) = text.split_once('.').ok_or(ParseError::EntryId)?;
+        let hlc = hlc.parse::<crate::id::Epoch>().map_err(|_| ParseError::EntryId)?;
+        Ok(Place { hlc: Hlc(hlc.0), id: id.parse()? })
+    }
+}

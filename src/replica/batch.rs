@@ -1,0 +1,567 @@
+//! Consecutive entries of one origin, published together and encoded once.
+//!
+//! The bytes made here are what the wire carries, every window and log keeps and every repair sends; their borders never
+//! change. A reader decodes entries only to deliver them. This module owns the layout:
+//!
+//! ```text
+//! batch  = version(1) node(32) epoch(8) first(8) count(4) hlc(8) body-hash(32) previous-hash(32) signature(64) body
+//! body   = preamble entry*                 integers little-endian; preamble and entries in bincode's standard form
+//! ```
+//!
+//! `body-hash` is BLAKE3 of the body; `previous-hash` is the body hash of the origin's batch before this one (zero before
+//! the first); a signature of zeros means unsigned. Golden bytes in `tests/wire.rs` guard it.
+
+use bincode::config::{Configuration, Limit, LittleEndian, Varint};
+use bytes::{BufMut, Bytes, BytesMut};
+use std::sync::Arc;
+
+use super::clock::Hlc;
+use crate::id::{EntryId, Epoch, Key, NodeId, Room, Run, Seq};
+
+/// The version byte of a batch.
+pub const BATCH_VERSION: u8 = 1;
+/// Bytes before the body.
+pub const HEADER_BYTES: usize = 1 + 32 + 8 + 8 + 4 + 8 + 32 + 32 + 64;
+/// Where `first` stands in the header; the gate reads it and `count` to know how far a peer was served.
+pub const FIRST_OFFSET: usize = 1 + 32 + 8;
+/// The largest payload of one entry, in bytes.
+pub const PAYLOAD_BYTES_MAX: usize = 256 * 1024;
+/// A batch is closed when its body reaches this, unless one entry alone is larger.
+pub const BODY_BYTES_MAX: usize = 64 * 1024;
+/// The largest encoded batch: one entry of the largest payload, with room for its fields.
+pub const BATCH_BYTES_MAX: usize = PAYLOAD_BYTES_MAX + 16 * 1024;
+/// The most entries in one batch.
+pub const BATCH_ENTRIES_MAX: usize = 16 * 1024;
+/// The longest display name and the longest content type, in bytes.
+pub const NAME_BYTES_MAX: usize = 128;
+
+/// How everything in this crate is written in bincode: little-endian varints, never more than a batch's worth.
+pub type Coding = Configuration<LittleEndian, Varint, Limit<BATCH_BYTES_MAX>>;
+/// The one value of [`Coding`].
+pub const CODING: Coding = bincode::config::standard().with_limit::<BATCH_BYTES_MAX>();
+
+/// Which way an entry came into its mesh. Grows only at the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, bincode::Encode, bincode::Decode, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Via {
+    /// Published by a node.
+    Mesh,
+    /// From Redis.
+    Redis,
+    /// From an AMQP broker.
+    Amqp,
+    /// From a stock ZeroMQ client.
+    Plain,
+    /// From an imported history.
+    Import,
+}
+
+/// What a message carries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Payload {
+    /// Chat: `text/plain` in UTF-8. Held as bytes that are known to be UTF-8.
+    Text(Text),
+    /// Anything else, with its content type.
+    Data {
+        /// The content type, at most [`NAME_BYTES_MAX`] bytes.
+        mime: Arc<str>,
+        /// The bytes.
+        data: Bytes,
+    },
+}
+
+/// UTF-8 text that shares its bytes with the batch it came in.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Text(Bytes);
+
+impl Text {
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        // Checked when it was made; a check again is cheaper than `unsafe`.
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+impl std::fmt::Debug for Text {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.as_str().fmt(f)
+    }
+}
+
+impl From<String> for Text {
+    fn from(text: String) -> Text {
+        Text(text.into())
+    }
+}
+
+impl Payload {
+    /// Its length in bytes.
+    pub fn len(&self) -> usize {
+        match self {
+            Payload::Text(text) => text.0.len(),
+            Payload::Data { data, .. } => data.len(),
+        }
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The text, if it is text.
+    pub fn text(&self) -> Option<&str> {
+        match self {
+            Payload::Text(text) => Some(text.as_str()),
+            Payload::Data { .. } => None,
+        }
+    }
+
+    /// The bytes, whatever they are.
+    pub fn bytes(&self) -> &Bytes {
+        match self {
+            Payload::Text(text) => &text.0,
+            Payload::Data { data, .. } => data,
+        }
+    }
+}
+
+impl From<&str> for Payload {
+    fn from(text: &str) -> Payload {
+        Payload::Text(Text(Bytes::copy_from_slice(text.as_bytes())))
+    }
+}
+
+impl From<String> for Payload {
+    fn from(text: String) -> Payload {
+        Payload::Text(text.into())
+    }
+}
+
+impl From<Bytes> for Payload {
+    fn from(data: Bytes) -> Payload {
+        Payload::Data { mime: "application/octet-stream".into(), data }
+    }
+}
+
+impl From<Vec<u8>> for Payload {
+    fn from(data: Vec<u8>) -> Payload {
+        Bytes::from(data).into()
+    }
+}
+
+/// A message before it has an id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Draft {
+    /// Where it belongs.
+    pub room: Room,
+    /// What it carries, at most [`PAYLOAD_BYTES_MAX`].
+    pub payload: Payload,
+    /// Who said it, at most [`NAME_BYTES_MAX`] bytes; none stands for the node's own name.
+    pub name: Option<Arc<str>>,
+    /// What makes a retry of it the same message.
+    pub key: Option<Key>,
+    /// Which way it came in.
+    pub via: Via,
+}
+
+impl Draft {
+    /// A message of this node.
+    pub fn new(room: Room, payload: impl Into<Payload>) -> Draft {
+        Draft { room, payload: payload.into(), name: None, key: None, via: Via::Mesh }
+    }
+}
+
+/// One message as a reader gets it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its name for ever.
+    pub id: EntryId,
+    /// Where it belongs.
+    pub room: Room,
+    /// What it carries.
+    pub payload: Payload,
+    /// Who said it.
+    pub name: Arc<str>,
+    /// When, by its origin's hybrid clock.
+    pub hlc: Hlc,
+    /// Which way it came into the mesh.
+    pub via: Via,
+    /// What makes a retry of it the same message.
+    pub key: Option<Key>,
+}
+
+/// The bytes are no batch, or not one that this version reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BatchError {
+    /// Shorter than its header, or longer than [`BATCH_BYTES_MAX`].
+    #[error("a batch of impossible length")]
+    Length,
+    /// Another version byte.
+    #[error("a batch of another version")]
+    Version,
+    /// A first seq of 0, no entries, too many, or beyond the last seq.
+    #[error("a batch with an impossible range")]
+    Range,
+    /// The body does not have the hash that the header gives.
+    #[error("a batch whose body does not match its hash")]
+    Hash,
+    /// The preamble or an entry does not decode, or bytes are left over.
+    #[error("a batch whose body does not decode")]
+    Body,
+}
+
+#[derive(bincode::Encode, bincode::BorrowDecode)]
+struct WirePreamble<'a> {
+    /// The display name of the node that published it.
+    name: &'a str,
+    /// The keys of those entries that have one, by index.
+    keys: Vec<(u32, [u8; 16])>,
+}
+
+#[derive(bincode::Encode, bincode::BorrowDecode)]
+struct WireEntry<'a> {
+    room: &'a str,
+    name: Option<&'a str>,
+    via: Via,
+    content: WireContent<'a>,
+}
+
+/// Grows only at the end.
+#[derive(bincode::Encode, bincode::BorrowDecode)]
+enum WireContent<'a> {
+    Text(&'a str),
+    Data { mime: &'a str, data: &'a [u8] },
+}
+
+/// An encoded batch, whose header has been read and whose body has been hashed. Cheap to clone.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Batch {
+    bytes: Bytes,
+    origin: Run,
+    first: Seq,
+    count: u32,
+    hlc: Hlc,
+}
+
+impl Batch {
+    /// Reads the header of `bytes` and checks the body against its hash; entries are decoded by [`Batch::entries`].
+    ///
+    /// # Errors
+    /// Whatever of [`BatchError`] fits, but never [`BatchError::Body`].
+    pub fn parse(bytes: Bytes) -> Result<Batch, BatchError> {
+        if bytes.len() <= HEADER_BYTES || bytes.len() > BATCH_BYTES_MAX {
+            return Err(BatchError::Length);
+        }
+        if bytes[0] != BATCH_VERSION {
+            return Err(BatchError::Version);
+        }
+        let mut node = [0; 32];
+        node.copy_from_slice(&bytes[1..33]);
+        let origin = Run { node: NodeId(node), epoch: Epoch(u64_at(&bytes, 33)) };
+        let first = u64_at(&bytes, FIRST_OFFSET);
+        let count = u32_at(&bytes, FIRST_OFFSET + 8);
+        let hlc = Hlc(u64_at(&bytes, FIRST_OFFSET + 12));
+        let fits = first > 0
+            && count > 0
+            && count as usize <= BATCH_ENTRIES_MAX
+            && first.checked_add(u64::from(count)).is_some();
+        if !fits {
+            return Err(BatchError::Range);
+        }
+        if *blake3::hash(&bytes[HEADER_BYTES..]).as_bytes() != bytes[BODY_HASH_OFFSET..BODY_HASH_OFFSET + 32] {
+            return Err(BatchError::Hash);
+        }
+        Ok(Batch { bytes, origin, first: Seq(first), count, hlc })
+    }
+
+    /// The bytes: the same from its origin to every log.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// Whose stream it is a part of.
+    pub fn origin(&self) -> Run {
+        self.origin
+    }
+
+    /// The seq of its first entry.
+    pub fn first(&self) -> Seq {
+        self.first
+    }
+
+    /// The seq of its last entry.
+    pub fn last(&self) -> Seq {
+        Seq(self.first.0 + u64::from(self.count) - 1)
+    }
+
+    /// How many entries it holds, at least 1.
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// The time of its first entry.
+    pub fn hlc(&self) -> Hlc {
+        self.hlc
+    }
+
+    /// The time of its last entry.
+    pub fn hlc_last(&self) -> Hlc {
+        self.hlc.plus(u64::from(self.count) - 1)
+    }
+
+    /// BLAKE3 of the body: what the next batch of this origin names as its previous.
+    pub fn body_hash(&self) -> [u8; 32] {
+        let mut hash = [0; 32];
+        hash.copy_from_slice(&self.bytes[BODY_HASH_OFFSET..BODY_HASH_OFFSET + 32]);
+        hash
+    }
+
+    /// The keys of those entries that have one.
+    ///
+    /// # Errors
+    /// [`BatchError::Body`] if the preamble does not decode or names an entry that is not there.
+    pub fn keys(&self) -> Result<Vec<(EntryId, Key)>, BatchError> {
+        let (preamble, _) = self.preamble()?;
+        preamble
+            .keys
+            .iter()
+            .map(|&(index, key)| {
+                let there = index < self.count;
+                let seq = Seq(self.first.0 + u64::from(index));
+                there.then_some((EntryId { run: self.origin, seq }, Key(key))).ok_or(BatchError::Body)
+            })
+            .collect()
+    }
+
+    /// The entries, decoded one by one; ends after the first that does not decode.
+    pub fn entries(&self) -> Entries {
+        let (name, keys, at) = match self.preamble() {
+            Ok((preamble, used)) => (preamble.name.into(), preamble.keys, HEADER_BYTES + used),
+            Err(_) => ("".into(), Vec::new(), usize::MAX),
+        };
+        Entries { batch: self.clone(), index: 0, at, name, keys, room: None }
+    }
+
+    fn preamble(&self) -> Result<(WirePreamble<'_>, usize), BatchError> {
+        bincode::borrow_decode_from_slice(&self.bytes[HEADER_BYTES..], CODING).map_err(|_| BatchError::Body)
+    }
+}
+
+impl std::fmt::Debug for Batch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}{:?}..={:?}", self.origin, self.first, self.last())
+    }
+}
+
+/// Iterates over the entries of a [`Batch`]; payloads share its bytes.
+#[derive(Clone, Debug)]
+pub struct Entries {
+    batch: Batch,
+    index: u32,
+    at: usize,
+    name: Arc<str>,
+    keys: Vec<(u32, [u8; 16])>,
+    /// The room of the entry before, most often that of the next one, too.
+    room: Option<Room>,
+}
+
+impl Iterator for Entries {
+    type Item = Result<Entry, BatchError>;
+
+    fn next(&mut self) -> Option<Result<Entry, BatchError>> {
+        if self.index >= self.batch.count {
+            return None;
+        }
+        let entry = self.decode();
+        self.index = if entry.is_ok() { self.index + 1 } else { self.batch.count };
+        Some(entry)
+    }
+}
+
+impl Entries {
+    fn decode(&mut self) -> Result<Entry, BatchError> {
+        let bytes = &self.batch.bytes;
+        let rest = bytes.get(self.at..).ok_or(BatchError::Body)?;
+        let (wire, used): (WireEntry<'_>, usize) =
+            bincode::borrow_decode_from_slice(rest, CODING).map_err(|_| BatchError::Body)?;
+        let last = self.index + 1 == self.batch.count;
+        let name_fits = wire.name.is_none_or(|name| name.len() <= NAME_BYTES_MAX);
+        if (last && used != rest.len()) || !name_fits {
+            return Err(BatchError::Body);
+        }
+        let room = match &self.room {
+            Some(room) if room.as_str() == wire.room => room.clone(),
+            _ => Room::new(wire.room).map_err(|_| BatchError::Body)?,
+        };
+        let payload = match wire.content {
+            WireContent::Text(text) => Payload::Text(Text(bytes.slice_ref(text.as_bytes()))),
+            WireContent::Data { mime, data } => Payload::Data { mime: mime.into(), data: bytes.slice_ref(data) },
+        };
+        let index = self.index;
+        let entry = Entry {
+            id: EntryId { run: self.batch.origin, seq: Seq(self.batch.first.0 + u64::from(index)) },
+            room: room.clone(),
+            payload,
+            name: wire.name.map_or_else(|| self.name.clone(), Arc::from),
+            hlc: self.batch.hlc.plus(u64::from(index)),
+            via: wire.via,
+            key: self.keys.iter().find(|(at, _)| *at == index).map(|&(_, key)| Key(key)),
+        };
+        self.room = Some(room);
+        self.at += used;
+        Ok(entry)
+    }
+}
+
+/// What a batch is made from: as many of `drafts` as fit.
+pub(crate) struct Author<'a> {
+    pub origin: Run,
+    pub name: &'a str,
+    pub first: Seq,
+    pub hlc: Hlc,
+    pub previous: [u8; 32],
+}
+
+impl Author<'_> {
+    /// Encodes the first drafts into one batch, as many as fit, at least one.
+    ///
+    /// Drafts hold their limits when they get here: the handle refuses those that do not.
+    pub(crate) fn encode(&self, drafts: &[Draft]) -> Batch {
+        let mut count = 0;
+        let mut body_bytes = 0;
+        for draft in drafts {
+            body_bytes += draft_bytes(draft);
+            if count > 0 && (body_bytes > BODY_BYTES_MAX || count == BATCH_ENTRIES_MAX) {
+                break;
+            }
+            count += 1;
+        }
+        let drafts = &drafts[..count];
+        let mut bytes =
+            BytesMut::with_capacity(HEADER_BYTES + body_bytes.min(BODY_BYTES_MAX.max(draft_bytes(&drafts[0]))) + 160);
+        bytes.put_u8(BATCH_VERSION);
+        bytes.put_slice(&self.origin.node.0);
+        bytes.put_u64_le(self.origin.epoch.0);
+        bytes.put_u64_le(self.first.0);
+        bytes.put_u32_le(count as u32);
+        bytes.put_u64_le(self.hlc.0);
+        bytes.put_slice(&[0; 32]);
+        bytes.put_slice(&self.previous);
+        bytes.put_slice(&[0; 64]);
+        let keys = drafts.iter().zip(0u32..).filter_map(|(draft, index)| Some((index, draft.key?.0))).collect();
+        put(&mut bytes, &WirePreamble { name: self.name, keys });
+        for draft in drafts {
+            let content = match &draft.payload {
+                Payload::Text(text) => WireContent::Text(text.as_str()),
+                Payload::Data { mime, data } => WireContent::Data { mime, data },
+            };
+            put(
+                &mut bytes,
+                &WireEntry { room: draft.room.as_str(), name: draft.name.as_deref(), via: draft.via, content },
+            );
+        }
+        let hash = blake3::hash(&bytes[HEADER_BYTES..]);
+        bytes[BODY_HASH_OFFSET..BODY_HASH_OFFSET + 32].copy_from_slice(hash.as_bytes());
+        Batch { bytes: bytes.freeze(), origin: self.origin, first: self.first, count: count as u32, hlc: self.hlc }
+    }
+}
+
+const BODY_HASH_OFFSET: usize = FIRST_OFFSET + 8 + 4 + 8;
+
+/// An upper bound of what a draft takes in a body.
+fn draft_bytes(draft: &Draft) -> usize {
+    let mime = match &draft.payload {
+        Payload::Text(_) => 0,
+        Payload::Data { mime, .. } => mime.len(),
+    };
+    let key = draft.key.map_or(0, |_| 21);
+    24 + draft.room.as_str().len() + draft.name.as_ref().map_or(0, |name| name.len()) + mime + draft.payload.len() + key
+}
+
+/// Appends `value`; these types cannot fail to encode into memory.
+fn put<T: bincode::Encode>(bytes: &mut BytesMut, value: &T) {
+    struct Writer<'a>(&'a mut BytesMut);
+    impl bincode::enc::write::Writer for Writer<'_> {
+        fn write(&mut self, bytes: &[u8]) -> Result<(), bincode::error::EncodeError> {
+            self.0.extend_from_slice(bytes);
+            Ok(())
+        }
+    }
+    let done = bincode::encode_into_writer(value, Writer(bytes), CODING);
+    debug_assert!(done.is_ok());
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    let mut number = [0; 8];
+    number.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(number)
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    let mut number = [0; 4];
+    number.copy_from_slice(&bytes[at..at + 4]);
+    u32::from_le_bytes(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn author() -> Author<'static> {
+        let origin = Run { node: NodeId([1; 32]), epoch: Epoch(2) };
+        Author { origin, name: "ada", first: Seq(5), hlc: Hlc::at(1_000), previous: [0; 32] }
+    }
+
+    fn draft(text: &str) -> Draft {
+        Draft::new(Room::lobby(), text)
+    }
+
+    #[test]
+    fn what_goes_in_comes_out() {
+        let mut drafts = vec![draft("hi"), Draft::new(Room::new("x.y").unwrap(), vec![0, 255])];
+        drafts[1].name = Some("grace".into());
+        drafts[1].key = Some(Key([9; 16]));
+        let batch = Batch::parse(author().encode(&drafts).bytes().clone()).unwrap();
+        assert_eq!((batch.first(), batch.last(), batch.count()), (Seq(5), Seq(6), 2));
+        let entries: Vec<Entry> = batch.entries().map(Result::unwrap).collect();
+        assert_eq!(entries[0].payload.text(), Some("hi"));
+        assert_eq!((&*entries[0].name, &*entries[1].name), ("ada", "grace"));
+        assert_eq!(entries[1].payload.bytes().as_ref(), &[0, 255]);
+        assert_eq!((entries[0].key, entries[1].key), (None, Some(Key([9; 16]))));
+        assert_eq!(batch.keys().unwrap(), vec![(entries[1].id, Key([9; 16]))]);
+        assert!(entries[1].hlc > entries[0].hlc);
+    }
+
+    #[test]
+    fn a_batch_is_closed_at_its_limit_and_a_large_message_goes_alone() {
+        let small: Vec<Draft> = (0..10_000).map(|_| draft(&"x".repeat(64))).collect();
+        let batch = author().encode(&small);
+        assert!(batch.bytes().len() <= BODY_BYTES_MAX + HEADER_BYTES + 160 && batch.count() > 500, "{batch:?}");
+        let large = vec![draft(&"y".repeat(PAYLOAD_BYTES_MAX)), draft("z")];
+        let batch = author().encode(&large);
+        assert_eq!(batch.count(), 1);
+        assert!(Batch::parse(batch.bytes().clone()).is_ok());
+    }
+
+    #[test]
+    fn any_flipped_bit_behind_the_header_and_any_cut_is_noticed() {
+        let bytes = author().encode(&[draft("hello"), draft("world")]).bytes().to_vec();
+        for at in HEADER_BYTES..bytes.len() {
+            let mut bad = bytes.clone();
+            bad[at] ^= 1;
+            assert_eq!(Batch::parse(bad.into()), Err(BatchError::Hash));
+        }
+        for len in 0..bytes.len() {
+            assert!(Batch::parse(Bytes::copy_from_slice(&bytes[..len])).is_err());
+        }
+    }
+
+    #[test]
+    fn a_body_that_lies_about_its_entries_ends_with_an_error() {
+        let mut bytes = author().encode(&[draft("hello")]).bytes().to_vec();
+        bytes[FIRST_OFFSET + 8] = 2;
+        let batch = Batch::parse(bytes.into()).unwrap();
+        let entries: Vec<_> = batch.entries().collect();
+        assert_eq!(entries.last(), Some(&Err(BatchError::Body)));
+    }
+}

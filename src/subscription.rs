@@ -1,0 +1,354 @@
+//! A reader of rooms: what it missed first, then what comes, each message once.
+//!
+//! The node puts whole batches into a reader's queue without decoding them; the reader decodes in its own task. The queue
+//! is bounded in bytes ([`QUEUE_BYTES_MAX`]): what comes while it is full is dropped for this reader, counted, and told to
+//! it as a [`Gap`] of reason [`GapReason::Slow`]. A reader that keeps reading holds the node back from
+//! [`QUEUE_BYTES_HIGH`] on, unless a faster one stands beside it.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use futures_util::Stream;
+use futures_util::task::AtomicWaker;
+
+use crate::id::{EntryId, Key, Room, RunHash, Seq};
+use crate::replica::batch::{Batch, Entries, Entry, Payload, Via};
+use crate::replica::clock::Hlc;
+use crate::replica::version::{Coverage, Cursor, RunHashes};
+
+/// The most a reader's queue holds, in bytes.
+pub const QUEUE_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// A reader that has this much queued, in bytes, and still reads, holds the node back.
+pub const QUEUE_BYTES_HIGH: usize = 4 * 1024 * 1024;
+/// A reader that took nothing for this long holds nobody back.
+const READER_IDLE_MS: u64 = 1_000;
+
+/// Which rooms a reader wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Filter {
+    /// One room.
+    Room(Room),
+    /// All rooms whose names begin with this.
+    Prefix(String),
+}
+
+impl Filter {
+    /// Every room.
+    pub fn all() -> Filter {
+        Filter::Prefix(String::new())
+    }
+
+    /// Whether `room` is wanted.
+    pub fn wants(&self, room: &Room) -> bool {
+        match self {
+            Filter::Room(wanted) => wanted == room,
+            Filter::Prefix(prefix) => room.as_str().starts_with(prefix),
+        }
+    }
+}
+
+/// A message as a reader gets it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// Its name for ever.
+    pub id: EntryId,
+    /// Where it was said.
+    pub room: Room,
+    /// What was said.
+    pub payload: Payload,
+    /// Who said it.
+    pub name: Arc<str>,
+    /// When, by the hybrid clock of the node that published it.
+    pub hlc: Hlc,
+    /// Which way it came into the mesh.
+    pub via: Via,
+    /// What makes a retry of it the same message.
+    pub key: Option<Key>,
+    /// It comes after a [`Gap`] that it once was a part of, or from before the reader's time.
+    pub late: bool,
+}
+
+impl Message {
+    fn new(entry: Entry, late: bool) -> Message {
+        let Entry { id, room, payload, name, hlc, via, key } = entry;
+        Message { id, room, payload, name, hlc, via, key, late }
+    }
+}
+
+/// Messages that a reader does not have, or does not have yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// How many, at most: a gap counts entries of all rooms where nobody can tell.
+    pub missing: u64,
+    /// Why.
+    pub reason: GapReason,
+}
+
+/// Why messages are missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GapReason {
+    /// They were not there in time and may still come, marked late.
+    Late,
+    /// Every peer has let them go, as its retention says.
+    Expired,
+    /// Nobody has them any more.
+    Lost,
+    /// This reader was too slow for them; they are in the window, or in the log.
+    Slow,
+}
+
+/// What a [`Subscription`] yields.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// A message.
+    Message(Message),
+    /// Word of messages that are missing at this place.
+    Gap(Gap),
+}
+
+/// What the node puts into a queue.
+#[derive(Clone, Debug)]
+pub(crate) enum Item {
+    Batch { batch: Batch, late: bool },
+    Gap(Gap),
+}
+
+/// The node's end of a reader's queue.
+#[derive(Debug)]
+pub(crate) struct Feed {
+    shared: Arc<Shared>,
+    filter: Filter,
+    /// Whether the reader follows a cursor, so that what is older than this node's life is given to it, too.
+    pub backfill: bool,
+}
+
+#[derive(Debug)]
+struct Shared {
+    queue: Mutex<Queue>,
+    bytes: AtomicUsize,
+    waker: AtomicWaker,
+    closed: AtomicBool,
+    started: Instant,
+    /// Milliseconds after `started` at which the reader last took something.
+    taken_at_ms: AtomicU64,
+    /// Told when the reader took something or went away.
+    drained: Arc<tokio::sync::Notify>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    items: VecDeque<Item>,
+    missed: u64,
+    ended: bool,
+}
+
+/// Messages of the wanted rooms, as a `Stream` of [`Delivery`]; ends when the node stops.
+///
+/// Dropping it ends the subscription. Cancellation safe: nothing taken from the queue is lost with a dropped future.
+#[derive(Debug)]
+pub struct Subscription {
+    shared: Arc<Shared>,
+    filter: Filter,
+    taken: VecDeque<Item>,
+    current: Option<Current>,
+    covered: Cursor,
+    hashes: RunHashes,
+}
+
+#[derive(Debug)]
+struct Current {
+    batch: Batch,
+    origin: RunHash,
+    entries: Entries,
+    late: bool,
+    /// Only a part of the batch is new to this reader.
+    part: bool,
+    /// The last entry walked over.
+    reached: Option<Seq>,
+}
+
+/// Makes a queue: the node's end and the reader's, which begins with `backlog` and covers `covered`.
+pub(crate) fn queue(
+    filter: Filter,
+    backfill: bool,
+    covered: Cursor,
+    backlog: Vec<Batch>,
+    drained: Arc<tokio::sync::Notify>,
+) -> (Feed, Subscription) {
+    let shared = Arc::new(Shared {
+        queue: Mutex::default(),
+        bytes: AtomicUsize::new(0),
+        waker: AtomicWaker::new(),
+        closed: AtomicBool::new(false),
+        started: Instant::now(),
+        taken_at_ms: AtomicU64::new(0),
+        drained,
+    });
+    let feed = Feed { shared: shared.clone(), filter: filter.clone(), backfill };
+    let taken = backlog.into_iter().map(|batch| Item::Batch { batch, late: false }).collect();
+    (feed, Subscription { shared, filter, taken, current: None, covered, hashes: RunHashes::default() })
+}
+
+impl Feed {
+    /// Whether the reader has gone.
+    pub fn is_closed(&self) -> bool {
+        self.shared.closed.load(Ordering::Acquire)
+    }
+
+    /// Whether the reader took something lately, or has nothing to take.
+    pub fn is_reading(&self) -> bool {
+        let shared = &self.shared;
+        let idle =
+            (shared.started.elapsed().as_millis() as u64).saturating_sub(shared.taken_at_ms.load(Ordering::Relaxed));
+        idle < READER_IDLE_MS || shared.bytes.load(Ordering::Relaxed) == 0
+    }
+
+    /// Whether the reader has much queued.
+    pub fn is_full(&self) -> bool {
+        self.shared.bytes.load(Ordering::Relaxed) > QUEUE_BYTES_HIGH
+    }
+
+    /// Puts a batch or a gap into the queue; a batch beyond the bound is counted as missed.
+    pub fn put(&self, item: Item) {
+        let shared = &self.shared;
+        let mut queue = shared.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        match &item {
+            Item::Batch { batch, .. } => {
+                let len = batch.bytes().len();
+                if shared.bytes.load(Ordering::Relaxed) + len > QUEUE_BYTES_MAX {
+                    queue.missed +=
+                        batch.entries().flatten().filter(|entry| self.filter.wants(&entry.room)).count() as u64;
+                    return;
+                }
+                shared.bytes.fetch_add(len, Ordering::Relaxed);
+            }
+            // Gaps are few; a reader that takes nothing at all gets one with their sum.
+            Item::Gap(gap) if queue.items.len() >= 65_536 => {
+                queue.missed += gap.missing;
+                return;
+            }
+            Item::Gap(_) => {}
+        }
+        queue.items.push_back(item);
+        drop(queue);
+        shared.waker.wake();
+    }
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner).ended = true;
+        self.shared.waker.wake();
+    }
+}
+
+impl Subscription {
+    /// The next message or gap; none once the node has stopped. Cancellation safe.
+    pub async fn next(&mut self) -> Option<Delivery> {
+        std::future::poll_fn(|cx| self.poll(cx)).await
+    }
+
+    /// The next message, passing over gaps; none once the node has stopped. Cancellation safe.
+    pub async fn message(&mut self) -> Option<Message> {
+        loop {
+            if let Delivery::Message(message) = self.next().await? {
+                return Some(message);
+            }
+        }
+    }
+
+    /// What this reader has been given or has skipped: given to [`Handle::resume`](crate::Handle::resume) on any node of
+    /// the mesh, it goes on from here.
+    pub fn cursor(&self) -> Cursor {
+        let mut cursor = self.covered.clone();
+        if let Some(Current { batch, origin, reached: Some(reached), .. }) = &self.current {
+            cursor.add(*origin, batch.first(), *reached, batch.hlc().plus(reached.0 - batch.first().0));
+        }
+        cursor
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Delivery>> {
+        loop {
+            if let Some(message) = self.walk() {
+                return Poll::Ready(Some(Delivery::Message(message)));
+            }
+            match self.taken.pop_front() {
+                Some(Item::Batch { batch, late }) => self.open(batch, late),
+                Some(Item::Gap(gap)) => return Poll::Ready(Some(Delivery::Gap(gap))),
+                None => match self.take(cx) {
+                    Poll::Ready(true) => {}
+                    Poll::Ready(false) => return Poll::Ready(None),
+                    Poll::Pending => return Poll::Pending,
+                },
+            }
+        }
+    }
+
+    /// The next wanted message of the open batch.
+    fn walk(&mut self) -> Option<Message> {
+        let current = self.current.as_mut()?;
+        for entry in current.entries.by_ref() {
+            let Ok(entry) = entry else {
+                tracing::warn!(batch = ?current.batch, "a batch that does not decode was skipped");
+                break;
+            };
+            current.reached = Some(entry.id.seq);
+            let seen = current.part && self.covered.covers(current.origin, entry.id.seq, entry.hlc);
+            if !seen && self.filter.wants(&entry.room) {
+                return Some(Message::new(entry, current.late));
+            }
+        }
+        let Current { batch, origin, .. } = self.current.take()?;
+        self.covered.add(origin, batch.first(), batch.last(), batch.hlc_last());
+        None
+    }
+
+    fn open(&mut self, batch: Batch, late: bool) {
+        let origin = self.hashes.of(batch.origin());
+        let coverage = self.covered.coverage(origin, &batch);
+        if coverage != Coverage::All {
+            let part = coverage == Coverage::Part;
+            let entries = batch.entries();
+            self.current = Some(Current { batch, origin, entries, late, part, reached: None });
+        }
+    }
+
+    /// Takes all that is queued; false once the node has stopped and nothing is left.
+    fn take(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        self.shared.waker.register(cx.waker());
+        let mut queue = self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let missed = std::mem::take(&mut queue.missed);
+        if queue.items.is_empty() && missed == 0 {
+            return if queue.ended { Poll::Ready(false) } else { Poll::Pending };
+        }
+        std::mem::swap(&mut self.taken, &mut queue.items);
+        if missed > 0 {
+            self.taken.push_back(Item::Gap(Gap { missing: missed, reason: GapReason::Slow }));
+        }
+        self.shared.bytes.store(0, Ordering::Relaxed);
+        drop(queue);
+        self.shared.taken_at_ms.store(self.shared.started.elapsed().as_millis() as u64, Ordering::Relaxed);
+        self.shared.drained.notify_one();
+        Poll::Ready(true)
+    }
+}
+
+impl Stream for Subscription {
+    type Item = Delivery;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Delivery>> {
+        self.get_mut().poll(cx)
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.shared.closed.store(true, Ordering::Release);
+        self.shared.drained.notify_one();
+    }
+}
