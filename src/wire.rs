@@ -14,7 +14,7 @@ use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::id::{Epoch, NodeId, Run, RunHash, Seq};
-use crate::replica::batch::{BATCH_BYTES_MAX, Batch, BatchError};
+use crate::replica::batch::{Batch, BatchError};
 use crate::replica::clock::Hlc;
 use crate::replica::message::{Heartbeat, Hello, Holding, Mark, Message, Repair, Request};
 use crate::replica::ranges::RangeSet;
@@ -25,8 +25,6 @@ pub const WIRE_VERSION: u8 = 1;
 pub const FRAME_BYTES_MAX: usize = 320 * 1024;
 /// The largest heartbeat, in bytes.
 pub const HEARTBEAT_BYTES_MAX: usize = 1024;
-/// The most bytes of batches in one repair message, unless one batch alone is larger.
-pub const REPAIR_BYTES_MAX: usize = FRAME_BYTES_MAX - BATCH_BYTES_MAX - 1024;
 
 /// Topic of entries; also the prefix that every node subscribes.
 pub const TOPIC_CHAT: &str = "chat";

@@ -1,6 +1,695 @@
-//! The core.
+//! The core: what is missing, whom to ask, what to deliver. It decides; the event loop does.
+//!
+//! A [`Replica`] is driven by four methods. Put everything that happens into [`Replica::handle`] and everything that is
+//! said into [`Replica::publish`]; after each of them take every [`Output`] from [`Replica::poll_output`] and do it, in
+//! order; then sleep until [`Replica::poll_timeout`] or until something happens, and hand in [`Input::Timeout`] when that
+//! moment has come. It is deterministic: no I/O, no clock, no randomness of its own; time and a seed are passed in. It
+//! cannot fail: what breaks the rules is counted in [`Counters`] and dropped.
+
 pub mod batch;
 pub mod clock;
+pub mod event;
+pub mod liveness;
 pub mod message;
 pub mod ranges;
+mod repair;
+mod speak;
+mod stream;
 pub mod version;
+mod window;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::id::{EntryId, Key, Run, RunHash, Seq};
+use batch::{Author, Batch, Draft};
+use clock::{Clock, Hlc, Mono, Now};
+use event::{Input, Missing, Notice, Output, Timing, To};
+use liveness::{Peer, Status};
+use message::{Message, Repair};
+use repair::Repairs;
+use stream::{Step, Stream, Taken};
+use version::Cursor;
+use window::Window;
+
+/// Streams known at most; beyond, those that ended longest ago and are held no more are forgotten.
+pub const STREAMS_MAX: usize = 4096;
+/// Peers known at most.
+pub const PEERS_MAX: usize = 256;
+/// The window in memory, in bytes.
+pub const WINDOW_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// An entry further ahead of our clock than this is refused: 400 days.
+const AHEAD_MS_REFUSED: u64 = 400 * 24 * 3600 * 1000;
+
+/// The decisions of one node. See the [module](self).
+#[derive(Debug)]
+pub struct Replica {
+    me: Run,
+    name: Arc<str>,
+    start: Hlc,
+    clock: Clock,
+    random: u64,
+    previous: [u8; 32],
+    endpoints: Vec<SocketAddr>,
+    streams: BTreeMap<Run, Stream>,
+    runs: HashMap<RunHash, Run>,
+    /// The newest time of any stream that was forgotten: what is older and unknown is not taken again.
+    horizon: Hlc,
+    window: Window,
+    peers: BTreeMap<Run, Peer>,
+    repairs: Repairs,
+    /// Streams of which something is missing.
+    lacking: BTreeSet<Run>,
+    /// Streams in which something waits for what is missing before it.
+    waiting: BTreeSet<Run>,
+    /// Streams whose ranges changed since they were last listed in a heartbeat.
+    moved: VecDeque<Run>,
+    settled: u64,
+    beat_at: Mono,
+    hello_at: Mono,
+    deadline: Mono,
+    outputs: VecDeque<Output>,
+    counters: Counters,
+    #[cfg(feature = "mutants")]
+    mutant: Option<Mutant>,
+}
+
+/// What the core counts, from the start of its life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Entries published here.
+    pub published: u64,
+    /// Entries of other runs taken.
+    pub received: u64,
+    /// Their bytes, with headers.
+    pub received_bytes: u64,
+    /// Batches that came again.
+    pub duplicates: u64,
+    /// Batches that contradict what was seen, or are no part of the stream that they claim.
+    pub conflicts: u64,
+    /// Batches refused: from the far future, from a forgotten past, of too many runs.
+    pub refused: u64,
+    /// Gaps told to readers that may still be filled.
+    pub gaps: u64,
+    /// Entries missing for good.
+    pub missing: u64,
+    /// Requests sent.
+    pub requests: u64,
+    /// Requests answered.
+    pub served: u64,
+    /// Bytes of batches that repairs brought.
+    pub repaired_bytes: u64,
+    /// Digests asked for because hashes differed.
+    pub digests: u64,
+}
+
+/// What became of drafts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// The id of the first one that was new; those after it follow without a hole.
+    pub first: EntryId,
+    /// How many were new.
+    pub count: u64,
+    /// The others, by index: their key was known.
+    pub known: Vec<(usize, KnownKey)>,
+}
+
+/// The key of a draft belongs to an entry already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KnownKey {
+    /// That entry says the same: this is a retry of it.
+    Same(EntryId),
+    /// That entry says something else.
+    Other(EntryId),
+}
+
+impl Replica {
+    /// A replica that has seen nothing. `seed` varies its choices; two replicas with equal seed and inputs do the same.
+    pub fn new(now: Now, me: Run, name: Arc<str>, seed: u64, window_bytes_max: usize) -> Replica {
+        let mut replica = Replica {
+            me,
+            name,
+            start: Hlc::at(now.wall_ms),
+            clock: Clock::default(),
+            random: seed,
+            previous: [0; 32],
+            endpoints: Vec::new(),
+            streams: BTreeMap::new(),
+            runs: HashMap::new(),
+            horizon: Hlc::default(),
+            window: Window::new(window_bytes_max),
+            peers: BTreeMap::new(),
+            repairs: Repairs::default(),
+            lacking: BTreeSet::new(),
+            waiting: BTreeSet::new(),
+            moved: VecDeque::new(),
+            settled: 0,
+            beat_at: now.mono + speak::BEAT_EVERY,
+            hello_at: now.mono + speak::HELLO_EVERY,
+            deadline: now.mono,
+            outputs: VecDeque::new(),
+            counters: Counters::default(),
+            #[cfg(feature = "mutants")]
+            mutant: None,
+        };
+        replica.stream(now, me);
+        replica.meet(me, Seq(0), None);
+        replica
+    }
+
+    /// Takes drafts into our own stream, encoded into as few batches as hold them, and sends and delivers them.
+    ///
+    /// A draft whose key is known makes no entry. Drafts must keep the limits of [`batch`].
+    pub fn publish(&mut self, now: Now, drafts: Vec<Draft>) -> Published {
+        let mut known = Vec::new();
+        let mut fresh = Vec::with_capacity(drafts.len());
+        let sent = self.streams[&self.me].sent;
+        let mut keys: HashMap<Key, (EntryId, usize)> = HashMap::new();
+        for (index, draft) in drafts.into_iter().enumerate() {
+            let Some(key) = draft.key else {
+                fresh.push(draft);
+                continue;
+            };
+            if let Some(id) = self.window.find(&key) {
+                known.push((index, self.compare(id, &draft)));
+            } else if let Some(&(id, at)) = keys.get(&key) {
+                let same = says_the_same(&fresh[at], &draft);
+                known.push((index, if same { KnownKey::Same(id) } else { KnownKey::Other(id) }));
+            } else {
+                let id = EntryId { run: self.me, seq: Seq(sent.0 + 1 + fresh.len() as u64) };
+                keys.insert(key, (id, fresh.len()));
+                fresh.push(draft);
+            }
+        }
+        let mut rest = &fresh[..];
+        while !rest.is_empty() {
+            let first = self.streams[&self.me].sent.next();
+            let hlc = self.clock.tick(now, batch::BATCH_ENTRIES_MAX.min(rest.len()) as u64);
+            let author = Author { origin: self.me, name: &self.name, first, hlc, previous: self.previous };
+            let batch = author.encode(rest);
+            self.previous = batch.body_hash();
+            rest = &rest[batch.count() as usize..];
+            self.outputs.push_back(Output::Send { to: To::All, message: Message::Batch(batch.clone()) });
+            if let Some(own) = self.streams.get_mut(&self.me) {
+                own.sent = batch.last();
+            }
+            self.store(now, batch, false);
+        }
+        self.counters.published += fresh.len() as u64;
+        Published { first: EntryId { run: self.me, seq: sent.next() }, count: fresh.len() as u64, known }
+    }
+
+    /// Takes note of something that happened.
+    pub fn handle(&mut self, now: Now, input: Input) {
+        match input {
+            Input::Timeout => {}
+            Input::LinkUp { run, address } => self.link_up(now, run, address),
+            Input::LinkDown(run) => {
+                if let Some(peer) = self.peers.get_mut(&run) {
+                    (peer.linked, peer.live) = (false, false);
+                    self.greet_soon(now);
+                }
+            }
+            Input::Called(run) => {
+                if let Some(peer) = self.peer(now, run) {
+                    peer.called = true;
+                    (peer.greet_at, peer.greeted) = (Some(now.mono), 0);
+                    self.judge(now, run);
+                }
+            }
+            Input::Left(run) => {
+                if let Some(peer) = self.peers.get_mut(&run) {
+                    (peer.called, peer.hears_us, peer.greet_at) = (false, false, None);
+                    self.judge(now, run);
+                }
+            }
+            Input::Refused(run) => {
+                if let Some(peer) = self.peers.get_mut(&run).filter(|peer| !peer.live) {
+                    peer.gone = true;
+                    self.judge(now, run);
+                }
+            }
+            Input::Message { from, message } => self.hear(now, from, message),
+            Input::Endpoints(endpoints) => {
+                if self.endpoints != endpoints {
+                    self.endpoints = endpoints;
+                    self.greet_soon(now);
+                }
+            }
+            Input::Stop => {
+                let sent = self.streams[&self.me].sent;
+                self.send(To::All, Message::Goodbye(sent));
+            }
+        }
+        self.tick(now);
+    }
+
+    /// The next thing to do, if there is one. To be taken until there is none after each of the other methods.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`Input::Timeout`] is due if nothing else happens.
+    pub fn poll_timeout(&self) -> Option<Mono> {
+        Some(self.deadline)
+    }
+
+    /// This life of this node.
+    pub fn me(&self) -> Run {
+        self.me
+    }
+
+    /// The peers known.
+    pub fn peers(&self) -> impl Iterator<Item = (Run, &Peer)> {
+        self.peers.iter().map(|(run, peer)| (*run, peer))
+    }
+
+    /// One peer.
+    pub fn known_peer(&self, run: Run) -> Option<&Peer> {
+        self.peers.get(&run)
+    }
+
+    /// What was counted so far.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// The batches in the window, oldest first.
+    pub fn window(&self) -> impl Iterator<Item = &Batch> {
+        self.window.iter().filter_map(|(run, first)| self.streams.get(&run)?.batch(first))
+    }
+
+    /// How many bytes and batches the window holds.
+    pub fn window_size(&self) -> (usize, usize) {
+        (self.window.bytes(), self.window.len())
+    }
+
+    /// The cursor of a reader who was given all that is held by now.
+    pub fn cursor(&self) -> Cursor {
+        let mut cursor = Cursor::new();
+        for stream in self.streams.values() {
+            for (first, last) in stream.covered().iter() {
+                cursor.add(stream.hash, first, last, stream.newest);
+            }
+        }
+        cursor
+    }
+
+    /// How many other nodes are known to hold an entry.
+    pub fn held_by(&self, id: EntryId) -> usize {
+        let holders = self.peers.iter().filter(|(run, peer)| {
+            let holds = peer.holds.get(&id.run).is_some_and(|holds| holds.held.contains(id.seq));
+            holds && run.node != id.run.node && peer.status != Status::Down
+        });
+        holders.map(|(run, _)| run.node).collect::<BTreeSet<_>>().len()
+    }
+
+    /// Everything seen of each stream, for the simulator: who, what, and what is settled as missing.
+    #[cfg(feature = "sim")]
+    pub(crate) fn audit(&self) -> impl Iterator<Item = (Run, &ranges::RangeSet, &ranges::RangeSet, Seq, Seq)> {
+        self.streams.iter().map(|(run, stream)| (*run, &stream.seen, &stream.settled, stream.owed, stream.floor))
+    }
+
+    /// Whether requests are out, for the simulator.
+    #[cfg(feature = "sim")]
+    pub(crate) fn is_repairing(&self) -> bool {
+        !self.repairs.flights.is_empty()
+    }
+
+    /// How much state there is, for the simulator: streams, peers, requests out, bytes in the window.
+    #[cfg(feature = "sim")]
+    pub(crate) fn size(&self) -> (usize, usize, usize, usize) {
+        (self.streams.len(), self.peers.len(), self.repairs.flights.len(), self.window.bytes())
+    }
+
+    fn compare(&self, id: EntryId, draft: &Draft) -> KnownKey {
+        let batch = self.streams.get(&id.run).and_then(|stream| stream.batches(id.seq, id.seq).next());
+        let entry = batch.and_then(|batch| batch.entries().flatten().find(|entry| entry.id == id));
+        match entry {
+            Some(entry) if entry.room != draft.room || entry.payload != draft.payload => KnownKey::Other(id),
+            _ => KnownKey::Same(id),
+        }
+    }
+
+    /// The stream of `origin`, made if there is room for it.
+    fn stream(&mut self, now: Now, origin: Run) -> Option<&mut Stream> {
+        if !self.streams.contains_key(&origin) {
+            if self.streams.len() >= STREAMS_MAX && !self.forget_stream(now) {
+                self.counters.refused += 1;
+                return None;
+            }
+            let hash = origin.hash();
+            self.runs.insert(hash, origin);
+            self.streams.insert(origin, Stream::new(now.mono, hash));
+        }
+        self.streams.get_mut(&origin)
+    }
+
+    /// Forgets the stream that ended longest ago and is held no more.
+    fn forget_stream(&mut self, now: Now) -> bool {
+        let idle = |(run, stream): &(&Run, &Stream)| stream.is_bare() && **run != self.me && self.is_over(now, **run);
+        let Some((run, newest)) = self
+            .streams
+            .iter()
+            .filter(idle)
+            .map(|(run, stream)| (*run, stream.newest))
+            .min_by_key(|(_, newest)| *newest)
+        else {
+            return false;
+        };
+        self.horizon = self.horizon.max(newest);
+        if let Some(stream) = self.streams.remove(&run) {
+            self.runs.remove(&stream.hash);
+        }
+        for set in [&mut self.lacking, &mut self.waiting] {
+            set.remove(&run);
+        }
+        for peer in self.peers.values_mut() {
+            peer.holds.remove(&run);
+        }
+        true
+    }
+
+    /// Whether nothing more can come from this run itself.
+    fn is_over(&self, now: Now, run: Run) -> bool {
+        let live = self.peers.get(&run).is_some_and(|peer| peer.live);
+        !live
+            && self
+                .streams
+                .get(&run)
+                .is_none_or(|stream| stream.goodbye || now.mono - stream.alive_at >= liveness::OVER_AFTER)
+    }
+
+    fn meet(&mut self, origin: Run, top: Seq, newest: Option<Hlc>) {
+        if let Some(stream) = self.streams.get_mut(&origin) {
+            stream.meet(top, newest, self.start);
+        }
+    }
+
+    /// Takes a batch into the window and hands on what can be delivered.
+    fn store(&mut self, now: Now, batch: Batch, repaired: bool) {
+        let origin = batch.origin();
+        let (start, horizon, me) = (self.start, self.horizon, self.me);
+        let ahead = batch.hlc_last().wall_ms() > now.wall_ms.saturating_add(AHEAD_MS_REFUSED);
+        let forgotten = !self.streams.contains_key(&origin) && batch.hlc_last() <= horizon;
+        if (ahead || forgotten) && !self.bug(Mutant::OldFrameAccepted) {
+            self.counters.refused += 1;
+            return;
+        }
+        let again = self.bug(Mutant::OldFrameAccepted);
+        let Some(stream) = self.stream(now, origin) else { return };
+        if origin == me && batch.last() > stream.sent {
+            let id = EntryId { run: me, seq: batch.last() };
+            self.outputs.push_back(Output::Notify(Notice::OwnRunElsewhere(id)));
+            return;
+        }
+        let bytes = batch.bytes().len() as u64;
+        match stream.take(now.mono, batch.clone(), repaired) {
+            Taken::New => {}
+            Taken::Again if again => {
+                self.outputs.push_back(Output::Deliver { batch, how: Timing::Live });
+                return;
+            }
+            Taken::Again => {
+                self.counters.duplicates += 1;
+                return;
+            }
+            Taken::Conflict => {
+                self.counters.conflicts += 1;
+                return;
+            }
+        }
+        let steps = stream.deliver(now.mono, batch.first(), start);
+        if origin != me {
+            self.counters.received += u64::from(batch.count());
+            self.counters.received_bytes += bytes;
+            self.counters.repaired_bytes += if repaired { bytes } else { 0 };
+        }
+        self.clock.observe(now, batch.hlc_last());
+        self.window.insert(&batch);
+        self.step(origin, steps);
+        self.mark(now, origin);
+        self.look_for_holes(origin);
+        while let Some((run, first)) = self.window.surplus() {
+            if self.bug(Mutant::StashUnbounded) {
+                break;
+            }
+            self.evict(now, run, first);
+        }
+    }
+
+    fn evict(&mut self, now: Now, run: Run, first: Seq) {
+        let start = self.start;
+        let Some(stream) = self.streams.get_mut(&run) else { return };
+        if let Some(batch) = stream.batch(first) {
+            self.window.remove(&batch.clone());
+        }
+        let steps = stream.evict(now.mono, first, start);
+        self.step(run, steps);
+        self.mark(now, run);
+    }
+
+    /// Delivers, and tells of gaps.
+    fn step(&mut self, origin: Run, steps: Vec<Step>) {
+        for step in steps {
+            match step {
+                Step::Deliver(batch, how) => self.outputs.push_back(Output::Deliver { batch, how }),
+                Step::Gap(missing) => {
+                    self.counters.gaps += 1;
+                    self.notify(Notice::Gap { origin, missing, reason: Missing::Late });
+                }
+            }
+        }
+    }
+
+    /// Keeps the sets of streams that lack something up to date after one of them changed.
+    fn look_for_holes(&mut self, origin: Run) {
+        let Some(stream) = self.streams.get(&origin) else { return };
+        if stream.waiting_since.is_some() {
+            self.waiting.insert(origin);
+        } else {
+            self.waiting.remove(&origin);
+        }
+        if origin != self.me && !stream.missing(self.limit(origin)).is_empty() {
+            self.lacking.insert(origin);
+        } else {
+            self.lacking.remove(&origin);
+        }
+    }
+
+    /// Up to which seq of `origin` something may be missing. Where the origin itself is heard, its word counts: what
+    /// others have of it is most often on its way to us, too.
+    fn limit(&self, origin: Run) -> Seq {
+        let Some(stream) = self.streams.get(&origin) else { return Seq(0) };
+        let own = stream.sent.max(stream.seen.top());
+        let live =
+            self.peers.get(&origin).is_some_and(|peer| peer.live && matches!(peer.status, Status::Up | Status::OneWay));
+        if live { own } else { own.max(stream.top) }
+    }
+
+    fn link_up(&mut self, now: Now, run: Run, address: SocketAddr) {
+        let goodbye = self.streams.get(&run).is_some_and(|stream| stream.goodbye);
+        let Some(peer) = self.peer(now, run) else { return };
+        peer.address = Some(address);
+        (peer.linked, peer.live, peer.told_all, peer.gone) = (true, false, false, goodbye);
+    }
+
+    /// The record of a peer, made if there is room for it.
+    fn peer(&mut self, now: Now, run: Run) -> Option<&mut Peer> {
+        if run == self.me {
+            return None;
+        }
+        if !self.peers.contains_key(&run) {
+            if self.peers.len() >= PEERS_MAX {
+                let dead = self.peers.iter().filter(|(_, peer)| {
+                    matches!(peer.status, Status::Down | Status::New) && !peer.linked && !peer.called
+                });
+                let oldest = dead.min_by_key(|(_, peer)| peer.status_at).map(|(run, _)| *run)?;
+                self.peers.remove(&oldest);
+            }
+            self.peers.insert(run, Peer::new(now.mono, run.hash()));
+        }
+        self.peers.get_mut(&run)
+    }
+
+    /// Draws the status of a peer from what was heard, and tells of a change.
+    fn judge(&mut self, now: Now, run: Run) {
+        let Some(peer) = self.peers.get_mut(&run) else { return };
+        let status = peer.judge(now.mono);
+        if status == peer.status {
+            return;
+        }
+        let was = std::mem::replace(&mut peer.status, status);
+        peer.status_at = now.mono;
+        let lost = matches!(status, Status::Suspect | Status::Down | Status::OneWay);
+        if status == Status::Down {
+            (peer.hears_us, peer.live) = (false, false);
+            peer.holds.clear();
+        }
+        if lost && !self.bug(Mutant::DeadSourceForgotten) {
+            let jitter = self.draw();
+            self.repairs.give_up(now.mono, Some(run), jitter);
+        }
+        if was == Status::Up || status == Status::Up {
+            // Whom to ask, and how far our own word reaches, depends on who is up.
+            self.lacking.extend(self.streams.keys().copied().filter(|origin| *origin != self.me));
+        }
+        self.notify(Notice::Peer(run));
+    }
+
+    /// Everything that is due by now, and the next deadline.
+    fn tick(&mut self, now: Now) {
+        if self.deadline <= now.mono {
+            let runs: Vec<Run> = self.peers.keys().copied().collect();
+            for run in runs {
+                self.judge(now, run);
+            }
+            self.forget_peers(now);
+            self.give_up_waiting(now);
+            if !self.bug(Mutant::DeadSourceForgotten) {
+                let jitter = self.draw();
+                self.repairs.give_up(now.mono, None, jitter);
+            }
+            self.speak(now);
+        }
+        self.plan(now);
+        self.deadline = self.next_deadline(now);
+    }
+
+    fn next_deadline(&self, now: Now) -> Mono {
+        let peers = self.peers.values().flat_map(|peer| peer.deadline().into_iter().chain(peer.greet_at));
+        let gaps = self
+            .waiting
+            .iter()
+            .filter_map(|run| self.streams.get(run)?.waiting_since)
+            .map(|since| since + stream::GAP_WAIT);
+        let fixed = [self.beat_at, self.hello_at].into_iter().chain(self.repairs.deadline(now.mono));
+        let earliest = peers.chain(gaps).chain(fixed).min().unwrap_or(self.beat_at);
+        earliest.max(now.mono + Duration::from_millis(1))
+    }
+
+    fn forget_peers(&mut self, now: Now) {
+        self.peers.retain(|_, peer| {
+            let dead = matches!(peer.status, Status::Down | Status::New) && !peer.linked && !peer.called;
+            !(dead && now.mono - peer.status_at >= liveness::FORGET_AFTER)
+        });
+    }
+
+    fn give_up_waiting(&mut self, now: Now) {
+        let start = self.start;
+        let silent = self.bug(Mutant::HoleSkippedSilently);
+        for origin in self.waiting.clone() {
+            let Some(stream) = self.streams.get_mut(&origin) else { continue };
+            let mut steps = stream.give_up(now.mono, start, false);
+            if silent {
+                steps.retain(|step| !matches!(step, Step::Gap(_)));
+            }
+            self.step(origin, steps);
+            self.look_for_holes(origin);
+        }
+    }
+
+    /// Answers a request with what is held, oldest first.
+    fn serve(&mut self, from: Run, request: message::Request) {
+        let message::Request { origin, first, last, bytes_max } = request;
+        self.counters.served += 1;
+        let batches: Vec<Batch> = match self.streams.get(&origin) {
+            Some(stream) if first <= last => stream.batches(first, last).cloned().collect(),
+            _ => Vec::new(),
+        };
+        let budget = bytes_max.min(repair::REQUEST_BYTES_MAX) as usize;
+        let recut = self.bug(Mutant::BatchRecutOnRepair);
+        let mut answer = Repair { origin, first, through: last, batches: Vec::new() };
+        let (mut total, mut bytes) = (0, 0);
+        let mut cut_at = None;
+        for batch in &batches {
+            if total >= budget {
+                cut_at = Some(Seq(batch.first().0 - 1));
+                break;
+            }
+            let mut encoded = batch.bytes().clone();
+            if recut && batch.count() > 1 {
+                let drafts: Vec<Draft> =
+                    batch.entries().flatten().take(1).map(|entry| Draft::new(entry.room, entry.payload)).collect();
+                let author = Author { origin, name: "", first: batch.first(), hlc: batch.hlc(), previous: [0; 32] };
+                encoded = author.encode(&drafts).bytes().clone();
+            }
+            if bytes > 0 && bytes + encoded.len() > speak::REPAIR_BYTES_MAX {
+                answer.through = Seq(batch.first().0 - 1).max(first);
+                let part = std::mem::replace(&mut answer, Repair { origin, first, through: last, batches: Vec::new() });
+                self.send(To::One(from), Message::Repair(part));
+                bytes = 0;
+            }
+            total += encoded.len();
+            bytes += encoded.len();
+            answer.batches.push(encoded);
+        }
+        answer.through = cut_at.unwrap_or(last).max(first);
+        self.send(To::One(from), Message::Repair(answer));
+    }
+
+    fn send(&mut self, to: To, message: Message) {
+        self.outputs.push_back(Output::Send { to, message });
+    }
+
+    fn notify(&mut self, notice: Notice) {
+        self.outputs.push_back(Output::Notify(notice));
+    }
+
+    /// The next number of a SplitMix64 sequence (Steele et al., 2014).
+    fn draw(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        mix(self.random)
+    }
+
+    #[cfg(feature = "mutants")]
+    fn bug(&self, mutant: Mutant) -> bool {
+        self.mutant == Some(mutant)
+    }
+
+    #[cfg(not(feature = "mutants"))]
+    fn bug(&self, _: Mutant) -> bool {
+        false
+    }
+
+    /// Plants a bug, to prove that the simulator finds it.
+    #[cfg(feature = "mutants")]
+    pub fn plant(&mut self, mutant: Mutant) {
+        self.mutant = Some(mutant);
+    }
+}
+
+/// Bugs that can be planted (feature `mutants`); the simulator has to find each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mutant {
+    /// A gap is given up without a word.
+    HoleSkippedSilently,
+    /// What was seen before is delivered again.
+    OldFrameAccepted,
+    /// A request to a peer that died stays out for ever.
+    DeadSourceForgotten,
+    /// Nothing ever leaves the window.
+    StashUnbounded,
+    /// Digests are asked for at every beat.
+    DigestOnEveryBeat,
+    /// A goodbye is not believed.
+    GoodbyeIgnored,
+    /// Peers that do not hear us are asked, too.
+    OneWayPeerAsked,
+    /// A repair sends batches with new borders.
+    BatchRecutOnRepair,
+    /// What is below a peer's floor is taken for held by it.
+    FloorTreatedAsHeld,
+}
+
+fn says_the_same(one: &Draft, other: &Draft) -> bool {
+    one.room == other.room && one.payload == other.payload
+}
+
+fn mix(number: u64) -> u64 {
+    let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    number ^ (number >> 31)
+}

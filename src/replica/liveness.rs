@@ -1,0 +1,137 @@
+//! What is known of each peer: whether it lives, whether it hears us, what it holds.
+//!
+//! Heartbeats decide; a broken connection alone says nothing but that the peer no longer hears us.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::clock::Mono;
+use super::ranges::RangeSet;
+use crate::id::{Run, RunHash, Seq};
+
+/// Not heard for so long: suspect.
+pub const SUSPECT_AFTER: Duration = Duration::from_secs(3);
+/// Not heard for so long: down.
+pub const DOWN_AFTER: Duration = Duration::from_secs(8);
+/// A run that was not heard for so long has ended.
+pub const OVER_AFTER: Duration = Duration::from_secs(300);
+/// Peers that are down are forgotten after this.
+pub(crate) const FORGET_AFTER: Duration = Duration::from_secs(600);
+
+/// Whether a peer lives and hears us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Status {
+    /// Known, never heard.
+    New,
+    /// Heard, and hears us.
+    Up,
+    /// Heard, but does not hear us, or calls us and is not heard.
+    OneWay,
+    /// Not heard for [`SUSPECT_AFTER`].
+    Suspect,
+    /// Said goodbye, refuses, or was not heard for [`DOWN_AFTER`].
+    Down,
+}
+
+/// A peer as the core sees it.
+#[derive(Debug)]
+pub struct Peer {
+    /// Display name, empty until it said so.
+    pub name: Arc<str>,
+    /// Where its link goes.
+    pub address: Option<SocketAddr>,
+    /// Where it says it is reached.
+    pub endpoints: Vec<SocketAddr>,
+    /// Whether it lives.
+    pub status: Status,
+    /// When it was last heard.
+    pub heard_at: Option<Mono>,
+    pub(crate) hash: RunHash,
+    pub(crate) linked: bool,
+    /// Something was heard over the link there is now.
+    pub(crate) live: bool,
+    pub(crate) called: bool,
+    pub(crate) hears_us: bool,
+    pub(crate) gone: bool,
+    pub(crate) status_at: Mono,
+    /// What it holds, by its own word.
+    pub(crate) holds: BTreeMap<Run, Holds>,
+    /// It has told all that it holds at least once over the present link.
+    pub(crate) told_all: bool,
+    /// Hello goes to it again at this time, until it says that it hears us.
+    pub(crate) greet_at: Option<Mono>,
+    pub(crate) greeted: u32,
+    /// Beats running in which its settled hash differed from ours.
+    pub(crate) differed: u32,
+    /// When its digest was last asked for because of that, and for which pair of hashes.
+    pub(crate) asked_at: Option<Mono>,
+    pub(crate) asked_for: (u64, u64),
+    /// When it was last told all that we hold.
+    pub(crate) answered_at: Option<Mono>,
+}
+
+/// What a peer holds of one origin.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Holds {
+    pub floor: Seq,
+    pub held: RangeSet,
+}
+
+impl Peer {
+    pub(crate) fn new(now: Mono, hash: RunHash) -> Peer {
+        Peer {
+            name: "".into(),
+            address: None,
+            endpoints: Vec::new(),
+            status: Status::New,
+            heard_at: None,
+            hash,
+            linked: false,
+            live: false,
+            called: false,
+            hears_us: false,
+            gone: false,
+            status_at: now,
+            holds: BTreeMap::new(),
+            told_all: false,
+            greet_at: None,
+            greeted: 0,
+            differed: 0,
+            asked_at: None,
+            asked_for: (0, 0),
+            answered_at: None,
+        }
+    }
+
+    /// The status that follows from what was heard so far.
+    pub(crate) fn judge(&self, now: Mono) -> Status {
+        let silent = self.heard_at.map(|at| now - at);
+        match silent {
+            _ if self.gone => Status::Down,
+            None if self.called => Status::OneWay,
+            None => self.status,
+            Some(silent) if silent >= DOWN_AFTER => Status::Down,
+            Some(silent) if silent >= SUSPECT_AFTER => Status::Suspect,
+            Some(_) if !self.live => self.status,
+            Some(_) if self.hears_us => Status::Up,
+            Some(_) => Status::OneWay,
+        }
+    }
+
+    /// When the status changes next if nothing more is heard.
+    pub(crate) fn deadline(&self) -> Option<Mono> {
+        let heard = self.heard_at?;
+        match self.status {
+            Status::Up | Status::OneWay => Some(heard + SUSPECT_AFTER),
+            Status::Suspect => Some(heard + DOWN_AFTER),
+            Status::New | Status::Down => None,
+        }
+    }
+
+    /// Whether requests may go to it.
+    pub(crate) fn is_source(&self) -> bool {
+        self.status == Status::Up
+    }
+}

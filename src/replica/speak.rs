@@ -1,0 +1,491 @@
+//! What a replica says of itself and makes of what it hears: heartbeats, hellos, digests, requests.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::batch::Batch;
+use super::clock::{Mono, Now};
+use super::event::{Missing, Notice, To};
+use super::liveness::{Holds, Status};
+use super::message::{Heartbeat, Hello, Holding, Mark, Message, Repair, Request};
+use super::ranges::RangeSet;
+use super::repair::{Flight, REQUEST_BYTES_MAX, REQUEST_TIMEOUT, REQUESTS_MAX, REQUESTS_PER_PEER_MAX};
+use super::{Mutant, Replica, mix};
+use crate::id::{EntryId, Run, RunHash, Seq};
+
+/// A heartbeat goes out this often.
+pub(crate) const BEAT_EVERY: Duration = Duration::from_secs(1);
+/// And so soon after something was stored.
+const BEAT_AFTER_NEWS: Duration = Duration::from_millis(50);
+/// A hello goes out this often.
+pub(crate) const HELLO_EVERY: Duration = Duration::from_secs(30);
+/// And so soon after something in it changed.
+const HELLO_AFTER_NEWS: Duration = Duration::from_millis(20);
+/// A peer that called and does not say that it hears us gets a hello again after these.
+const GREETINGS: [Duration; 5] = [
+    Duration::from_millis(5),
+    Duration::from_millis(20),
+    Duration::from_millis(60),
+    Duration::from_millis(200),
+    Duration::from_millis(600),
+];
+/// A stream that did not change for this long is settled.
+const SETTLED_AFTER: Duration = Duration::from_secs(10);
+/// A digest is asked of one peer at most this often because hashes differ.
+const DIGEST_EVERY: Duration = Duration::from_secs(10);
+/// All that is held is told to one peer at most this often.
+const DIGEST_ANSWER_EVERY: Duration = Duration::from_millis(500);
+/// What nobody has for this long is missing for good.
+const LOST_AFTER: Duration = Duration::from_secs(10);
+/// Bytes of marks in one heartbeat, estimated high.
+const MARK_BYTES_MAX: usize = 900;
+/// Ranges of one stream in a mark or digest; the highest are kept.
+const RANGES_MAX: usize = 64;
+/// Streams in one digest message.
+const HOLDINGS_MAX: usize = 200;
+/// Peers named in one hello.
+const KNOWS_MAX: usize = 64;
+/// Addresses of one peer named in one hello.
+const ADDRESSES_MAX: usize = 8;
+/// Seqs in one request, so that a long repair is spread over peers.
+const REQUEST_SEQS_MAX: u64 = 16 * 1024;
+/// Bytes of batches in one repair message, unless one batch alone is larger.
+pub(crate) const REPAIR_BYTES_MAX: usize = 47 * 1024;
+
+impl Replica {
+    /// Takes note of a message.
+    pub(super) fn hear(&mut self, now: Now, from: Run, message: Message) {
+        if from == self.me {
+            return;
+        }
+        let Some(peer) = self.peer(now, from) else { return };
+        peer.heard_at = Some(now.mono);
+        let first_word = !peer.live;
+        peer.live = true;
+        if let Some(stream) = self.stream(now, from) {
+            stream.alive_at = now.mono;
+        }
+        self.judge(now, from);
+        if first_word {
+            self.greet(from);
+            self.greet_soon(now);
+            self.send(To::One(from), Message::DigestRequest(Vec::new()));
+        }
+        match message {
+            Message::Batch(batch) => self.hear_batch(now, from, batch),
+            Message::Heartbeat(beat) => self.hear_beat(now, from, beat),
+            Message::Hello(hello) => self.hear_hello(now, from, hello),
+            Message::Goodbye(sent) => self.hear_goodbye(now, from, sent),
+            Message::DigestRequest(hashes) => self.answer_digest(now, from, &hashes),
+            Message::Digest(holdings) => self.hear_digest(now, from, holdings),
+            Message::Request(request) => self.serve(from, request),
+            Message::Repair(repair) => self.hear_repair(now, from, repair),
+            // Round trips are measured by the event loop.
+            Message::Ping(_) | Message::Pong(_) => {}
+        }
+    }
+
+    fn hear_batch(&mut self, now: Now, from: Run, batch: Batch) {
+        // On `chat` a peer speaks for itself; what others said comes as a repair.
+        if batch.origin() != from {
+            self.counters.conflicts += 1;
+            return;
+        }
+        if let Some(peer) = self.peers.get_mut(&from) {
+            peer.holds.entry(from).or_default().held.insert(batch.first(), batch.last());
+        }
+        self.store(now, batch, false);
+    }
+
+    fn hear_beat(&mut self, now: Now, from: Run, beat: Heartbeat) {
+        let Heartbeat { sent, marks, settled } = beat;
+        if let Some(stream) = self.streams.get_mut(&from) {
+            stream.sent = stream.sent.max(sent);
+        }
+        if sent == Seq(0) {
+            self.meet(from, sent, None);
+        }
+        let mut unknown = Vec::new();
+        for Mark { run, floor, held } in marks {
+            match self.runs.get(&run).copied() {
+                Some(origin) => self.learn(from, origin, Holds { floor, held }),
+                None => unknown.push(run),
+            }
+        }
+        self.look_for_holes(from);
+        if !unknown.is_empty() {
+            self.send(To::One(from), Message::DigestRequest(unknown));
+        }
+        let often = self.bug(Mutant::DigestOnEveryBeat);
+        let mine = self.settled;
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        peer.differed = if settled == mine { 0 } else { peer.differed + 1 };
+        let due = peer.asked_at.is_none_or(|at| now.mono - at >= DIGEST_EVERY) && peer.asked_for != (mine, settled);
+        if (peer.differed >= 2 && due) || often {
+            (peer.asked_at, peer.asked_for) = (Some(now.mono), (mine, settled));
+            self.counters.digests += 1;
+            self.send(To::One(from), Message::DigestRequest(Vec::new()));
+        }
+    }
+
+    /// Takes note of what a peer holds of one stream.
+    fn learn(&mut self, from: Run, origin: Run, mut holds: Holds) {
+        let top = holds.held.top().max(holds.floor);
+        if origin == self.me && top > self.streams[&self.me].sent {
+            self.notify(Notice::OwnRunElsewhere(EntryId { run: self.me, seq: top }));
+            return;
+        }
+        if self.bug(Mutant::FloorTreatedAsHeld) {
+            holds.held.insert(Seq(1), holds.floor);
+        }
+        if let Some(stream) = self.streams.get_mut(&origin) {
+            stream.top = stream.top.max(top);
+            // What was settled as missing and turned up after all is asked for again.
+            for (first, last) in holds.held.iter() {
+                stream.settled.remove(first, last);
+            }
+        }
+        if let Some(peer) = self.peers.get_mut(&from) {
+            peer.holds.insert(origin, holds);
+        }
+        self.look_for_holes(origin);
+    }
+
+    fn hear_hello(&mut self, now: Now, from: Run, hello: Hello) {
+        let Hello { name, endpoints, hears, knows } = hello;
+        let me = self.streams[&self.me].hash;
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        let renamed = peer.name != name;
+        peer.name = name;
+        peer.endpoints = endpoints.into_iter().take(ADDRESSES_MAX).collect();
+        peer.hears_us = hears.contains(&me);
+        if peer.hears_us {
+            peer.greet_at = None;
+        }
+        self.judge(now, from);
+        if renamed {
+            self.notify(Notice::Peer(from));
+        }
+        for (run, addresses) in knows.into_iter().take(KNOWS_MAX) {
+            let linked = self.peers.get(&run).is_some_and(|peer| peer.linked);
+            if run != self.me && !linked {
+                let addresses = addresses.into_iter().take(ADDRESSES_MAX).collect();
+                self.notify(Notice::Named { run, addresses, by: from });
+            }
+        }
+    }
+
+    fn hear_goodbye(&mut self, now: Now, from: Run, sent: Seq) {
+        if self.bug(Mutant::GoodbyeIgnored) {
+            return;
+        }
+        if let Some(stream) = self.streams.get_mut(&from) {
+            stream.goodbye = true;
+            stream.sent = stream.sent.max(sent);
+            stream.top = stream.top.max(sent);
+        }
+        if let Some(peer) = self.peers.get_mut(&from) {
+            peer.gone = true;
+        }
+        self.judge(now, from);
+        self.look_for_holes(from);
+    }
+
+    fn answer_digest(&mut self, now: Now, from: Run, hashes: &[RunHash]) {
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        if hashes.is_empty() {
+            if peer.answered_at.is_some_and(|at| now.mono - at < DIGEST_ANSWER_EVERY) {
+                return;
+            }
+            peer.answered_at = Some(now.mono);
+        }
+        let runs: Vec<Run> = match hashes {
+            [] => self.streams.keys().copied().collect(),
+            _ => hashes.iter().filter_map(|hash| self.runs.get(hash).copied()).collect(),
+        };
+        let mut holdings: Vec<Holding> = runs.into_iter().filter_map(|run| self.holding(now, run)).collect();
+        loop {
+            let rest = holdings.split_off(holdings.len().min(HOLDINGS_MAX));
+            self.send(To::One(from), Message::Digest(holdings));
+            if rest.is_empty() {
+                break;
+            }
+            holdings = rest;
+        }
+    }
+
+    fn holding(&self, now: Now, run: Run) -> Option<Holding> {
+        let stream = self.streams.get(&run)?;
+        let over = run != self.me && self.is_over(now, run);
+        Some(Holding { run, floor: stream.floor, held: highest(&stream.have), newest: stream.newest, over })
+    }
+
+    fn hear_digest(&mut self, now: Now, from: Run, holdings: Vec<Holding>) {
+        if let Some(peer) = self.peers.get_mut(&from) {
+            peer.told_all = true;
+        }
+        for Holding { run, floor, held, newest, over } in holdings {
+            let live = self.peers.get(&run).is_some_and(|peer| peer.live);
+            let Some(stream) = self.stream(now, run) else { continue };
+            stream.goodbye |= over && !live;
+            let top = held.top().max(floor);
+            if run == from {
+                stream.sent = stream.sent.max(top);
+            }
+            self.meet(run, top, Some(newest));
+            self.learn(from, run, Holds { floor, held });
+        }
+    }
+
+    fn hear_repair(&mut self, now: Now, from: Run, repair: Repair) {
+        let Repair { origin, first, through, batches } = repair;
+        let mut bytes = 0;
+        for encoded in batches {
+            bytes += encoded.len() as u64;
+            match Batch::parse(encoded) {
+                Ok(batch) if batch.origin() == origin => self.store(now, batch, true),
+                _ => self.counters.conflicts += 1,
+            }
+        }
+        let Some(flight) = self.repairs.answered(now.mono, from, origin, first, through, bytes) else { return };
+        // What was asked for, is covered by the answer and did not come, this peer does not have.
+        if let (Some(stream), Some(peer)) = (self.streams.get(&origin), self.peers.get_mut(&from)) {
+            if let Some(holds) = peer.holds.get_mut(&origin) {
+                for (first, last) in stream.seen.missing(first, through.min(flight.last)) {
+                    holds.held.remove(first, last);
+                }
+            }
+        }
+        self.look_for_holes(origin);
+    }
+
+    /// Everything that is said without being asked, if it is due.
+    pub(super) fn speak(&mut self, now: Now) {
+        let due: Vec<Run> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| peer.greet_at.is_some_and(|at| at <= now.mono))
+            .map(|(run, _)| *run)
+            .collect();
+        for run in due {
+            self.greet(run);
+            if let Some(peer) = self.peers.get_mut(&run) {
+                peer.greet_at = GREETINGS.get(peer.greeted as usize).map(|wait| now.mono + *wait);
+                peer.greeted += 1;
+            }
+        }
+        if self.hello_at <= now.mono {
+            self.hello_at = now.mono + HELLO_EVERY;
+            let hello = self.hello();
+            self.send(To::All, Message::Hello(hello));
+        }
+        if self.beat_at <= now.mono {
+            self.beat_at = now.mono + BEAT_EVERY;
+            self.settled = self.settled_hash(now.mono);
+            self.look_for_lost(now);
+            let beat = self.beat();
+            self.send(To::All, Message::Heartbeat(beat));
+        }
+    }
+
+    /// What is held of `origin` changed: it is in one of the next heartbeats.
+    pub(super) fn mark(&mut self, now: Now, origin: Run) {
+        if !self.moved.contains(&origin) {
+            self.moved.push_back(origin);
+        }
+        self.beat_at = self.beat_at.min(now.mono + BEAT_AFTER_NEWS);
+        self.deadline = self.deadline.min(self.beat_at);
+    }
+
+    fn beat(&mut self) -> Heartbeat {
+        let mut marks = Vec::new();
+        let mut bytes = 0;
+        while let Some(stream) = self.moved.front().and_then(|run| self.streams.get(run)) {
+            let held = highest(&stream.have);
+            bytes += 24 + 18 * held.ranges_len();
+            if bytes > MARK_BYTES_MAX && !marks.is_empty() {
+                break;
+            }
+            marks.push(Mark { run: stream.hash, floor: stream.floor, held });
+            self.moved.pop_front();
+        }
+        Heartbeat { sent: self.streams[&self.me].sent, marks, settled: self.settled }
+    }
+
+    fn settled_hash(&self, now: Mono) -> u64 {
+        let settled =
+            self.streams.values().filter(|stream| stream.top > Seq(0) && now - stream.changed_at >= SETTLED_AFTER);
+        settled.fold(0, |sum, stream| {
+            let ranges = stream.covered();
+            sum ^ ranges.iter().fold(stream.hash.0, |hash, (first, last)| mix(mix(hash ^ first.0) ^ last.0))
+        })
+    }
+
+    fn greet(&mut self, run: Run) {
+        let hello = self.hello();
+        self.send(To::One(run), Message::Hello(hello));
+    }
+
+    /// Something in our hello changed.
+    pub(super) fn greet_soon(&mut self, now: Now) {
+        self.hello_at = self.hello_at.min(now.mono + HELLO_AFTER_NEWS);
+        self.deadline = self.deadline.min(self.hello_at);
+    }
+
+    fn hello(&self) -> Hello {
+        let live = || self.peers.iter().filter(|(_, peer)| peer.live);
+        let hears = live().map(|(_, peer)| peer.hash).collect();
+        let knows = live().take(KNOWS_MAX).map(|(run, peer)| {
+            let mut addresses: Vec<SocketAddr> = peer.address.into_iter().collect();
+            addresses.extend(peer.endpoints.iter().filter(|address| Some(**address) != peer.address));
+            addresses.truncate(ADDRESSES_MAX);
+            (*run, addresses)
+        });
+        Hello { name: self.name.clone(), endpoints: self.endpoints.clone(), hears, knows: knows.collect() }
+    }
+
+    /// Asks for what is missing, as far as somebody has it and requests are left.
+    pub(super) fn plan(&mut self, now: Now) {
+        if self.lacking.is_empty() {
+            return;
+        }
+        let mut done = Vec::new();
+        for origin in self.lacking.clone() {
+            if self.repairs.flights.len() >= REQUESTS_MAX {
+                break;
+            }
+            if self.repairs.not_before(origin, now.mono).is_some() {
+                continue;
+            }
+            let missing =
+                self.streams.get(&origin).map(|stream| stream.missing(self.limit(origin))).unwrap_or_default();
+            if missing.is_empty() {
+                done.push(origin);
+            }
+            for (first, last) in missing {
+                let mut from = first;
+                while let Some((first, last)) = self.repairs.unasked(origin, from, last) {
+                    let Some((source, first, last)) = self.choose(origin, first, last) else { break };
+                    from = last.next();
+                    self.ask(now, source, origin, first, last);
+                    if self.repairs.flights.len() >= REQUESTS_MAX || from == last {
+                        break;
+                    }
+                }
+            }
+        }
+        for origin in done {
+            self.lacking.remove(&origin);
+        }
+    }
+
+    /// A peer that has the beginning of `first..=last`, or what comes next in it, and the stretch to ask it for.
+    fn choose(&mut self, origin: Run, first: Seq, last: Seq) -> Option<(Run, Seq, Seq)> {
+        let one_way = self.bug(Mutant::OneWayPeerAsked);
+        let failed = self.repairs.failed_last(origin);
+        let mut best: Vec<(Run, Seq, Seq)> = Vec::new();
+        for (run, peer) in &self.peers {
+            let askable = peer.is_source() || (one_way && peer.live);
+            if !askable || self.repairs.load(*run) >= REQUESTS_PER_PEER_MAX {
+                continue;
+            }
+            let Some(holds) = peer.holds.get(&origin) else { continue };
+            let Some((start, end)) =
+                holds.held.iter().find(|(_, end)| *end >= first).filter(|(start, _)| *start <= last)
+            else {
+                continue;
+            };
+            let start = start.max(first);
+            let end = end.min(last).min(Seq(start.0.saturating_add(REQUEST_SEQS_MAX - 1)));
+            if best.first().is_none_or(|other| start < other.1) {
+                best.clear();
+            }
+            if best.first().is_none_or(|other| start == other.1) {
+                best.push((*run, start, end));
+            }
+        }
+        if best.len() > 1 {
+            best.retain(|(run, ..)| Some(*run) != failed);
+        }
+        let pick = self.draw() as usize % best.len().max(1);
+        best.get(pick).copied()
+    }
+
+    fn ask(&mut self, now: Now, source: Run, origin: Run, first: Seq, last: Seq) {
+        self.counters.requests += 1;
+        self.repairs.flights.push(Flight {
+            source,
+            origin,
+            first,
+            last,
+            bytes: 0,
+            deadline: now.mono + REQUEST_TIMEOUT,
+        });
+        let request = Request { origin, first, last, bytes_max: REQUEST_BYTES_MAX };
+        self.send(To::One(source), Message::Request(request));
+    }
+
+    /// Settles what nobody has: its run is over, or says itself that it lacks it, and every peer that is up has said so.
+    fn look_for_lost(&mut self, now: Now) {
+        let up = || self.peers.values().filter(|peer| peer.status == Status::Up);
+        if up().any(|peer| !peer.told_all) {
+            return;
+        }
+        let mut lost = Vec::new();
+        for origin in &self.lacking {
+            let Some(stream) = self.streams.get(origin) else { continue };
+            let own = self.peers.get(origin).filter(|peer| peer.status == Status::Up);
+            let own_word = own.and_then(|peer| peer.holds.get(origin));
+            if own_word.is_none() && !self.is_over(now, *origin) {
+                continue;
+            }
+            // Only a hole is settled: a tail that nobody has just waits, unless the origin lives and has let it go.
+            let limit = stream.seen.top().max(own_word.map_or(Seq(0), |holds| holds.floor));
+            let mut nobody = RangeSet::new();
+            for (first, last) in stream.missing(limit) {
+                nobody.insert(first, last);
+            }
+            for holds in up().filter_map(|peer| peer.holds.get(origin)) {
+                nobody = nobody.without(&holds.held);
+            }
+            let floor = up().filter_map(|peer| Some(peer.holds.get(origin)?.floor)).max().unwrap_or_default();
+            lost.push((*origin, nobody, floor));
+        }
+        for (origin, nobody, floor) in lost {
+            let start = self.start;
+            let Some(stream) = self.streams.get_mut(&origin) else { continue };
+            if nobody.is_empty() {
+                stream.lost_since = None;
+                continue;
+            }
+            let since = *stream.lost_since.get_or_insert(now.mono);
+            if now.mono - since < LOST_AFTER {
+                continue;
+            }
+            stream.lost_since = None;
+            let owed = stream.owed;
+            for (first, last) in nobody.iter() {
+                let steps = stream.settle(now.mono, first, last, start);
+                let missing = (last.0 + 1).saturating_sub(first.max(owed).0);
+                if missing > 0 {
+                    let reason = if last <= floor { Missing::Expired } else { Missing::Lost };
+                    self.counters.missing += missing;
+                    self.outputs.push_back(super::Output::Notify(Notice::Gap { origin, missing, reason }));
+                }
+                self.outputs.extend(steps.into_iter().filter_map(|step| match step {
+                    super::Step::Deliver(batch, how) => Some(super::Output::Deliver { batch, how }),
+                    super::Step::Gap(_) => None,
+                }));
+            }
+            self.look_for_holes(origin);
+        }
+    }
+}
+
+/// The highest ranges of a set, as many as a message takes.
+fn highest(set: &RangeSet) -> RangeSet {
+    if set.ranges_len() <= RANGES_MAX {
+        return set.clone();
+    }
+    set.iter().rev().take(RANGES_MAX).collect()
+}

@@ -1,0 +1,261 @@
+//! One origin's entries as this node has them: what is held, what was seen, what is delivered next.
+//!
+//! Promises: a batch is taken once; batches are delivered in seq order, except those that come after a gap was given up.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::batch::Batch;
+use super::clock::{Hlc, Mono};
+use super::event::Timing;
+use super::ranges::RangeSet;
+use crate::id::{RunHash, Seq};
+
+/// How long a live reader waits for what is missing before it is told of a gap.
+pub(crate) const GAP_WAIT: Duration = Duration::from_millis(500);
+
+#[derive(Debug)]
+pub(crate) struct Stream {
+    pub hash: RunHash,
+    /// The batches in the window, by their first seq.
+    held: BTreeMap<Seq, Held>,
+    /// The seqs of `held`.
+    pub have: RangeSet,
+    /// Everything that was ever taken, also what has left the window.
+    pub seen: RangeSet,
+    /// Everything up to here has left the window.
+    pub floor: Seq,
+    /// What is missing for good and was reported.
+    pub settled: RangeSet,
+    /// The first seq not yet delivered in order.
+    pub next: Seq,
+    /// Since when something behind `next` waits for it.
+    pub waiting_since: Option<Mono>,
+    /// The last seq, by the origin's own word.
+    pub sent: Seq,
+    /// The last seq that anybody has.
+    pub top: Seq,
+    /// The time of the newest entry seen.
+    pub newest: Hlc,
+    /// From here on live readers are owed every entry; what is before may be from before this node's life.
+    pub owed: Seq,
+    /// Whether `owed` was settled at the first word of this stream.
+    pub met: bool,
+    /// The origin said goodbye.
+    pub goodbye: bool,
+    /// When the origin was last heard over a link of its own, or this stream was made.
+    pub alive_at: Mono,
+    /// When `have` last changed.
+    pub changed_at: Mono,
+    /// Since when something is missing that nobody is known to have.
+    pub lost_since: Option<Mono>,
+}
+
+#[derive(Debug)]
+struct Held {
+    batch: Batch,
+    /// Came as a repair, so it may be older than this node's life.
+    repaired: bool,
+}
+
+/// What became of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Taken {
+    New,
+    /// All of it was seen before.
+    Again,
+    /// It contradicts what was seen: other borders, or another body.
+    Conflict,
+}
+
+/// Something to deliver, or the gap before it.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Step {
+    Deliver(Batch, Timing),
+    Gap(u64),
+}
+
+impl Stream {
+    pub fn new(now: Mono, hash: RunHash) -> Stream {
+        Stream {
+            hash,
+            held: BTreeMap::new(),
+            have: RangeSet::new(),
+            seen: RangeSet::new(),
+            floor: Seq(0),
+            settled: RangeSet::new(),
+            next: Seq(1),
+            waiting_since: None,
+            sent: Seq(0),
+            top: Seq(0),
+            newest: Hlc::default(),
+            owed: Seq(u64::MAX),
+            met: false,
+            goodbye: false,
+            alive_at: now,
+            changed_at: now,
+            lost_since: None,
+        }
+    }
+
+    /// The first word of where this stream stands: `top` of time `newest` (none: unknown). What was said before `start` is
+    /// nothing that live readers wait for.
+    pub fn meet(&mut self, top: Seq, newest: Option<Hlc>, start: Hlc) {
+        if self.met {
+            return;
+        }
+        if top == Seq(0) || newest.is_some_and(|newest| newest < start) {
+            self.met = true;
+            self.owed = self.owed.min(top.next());
+            if self.next <= top && self.held.range(..=top).next().is_none() {
+                self.next = top.next();
+            }
+        }
+    }
+
+    /// Takes a batch into the window, if it is new.
+    pub fn take(&mut self, now: Mono, batch: Batch, repaired: bool) -> Taken {
+        let (first, last) = (batch.first(), batch.last());
+        if self.seen.touches(first, last) {
+            let same = self.seen.covers(first, last)
+                && self.held.get(&first).is_none_or(|held| held.batch.body_hash() == batch.body_hash());
+            return if same { Taken::Again } else { Taken::Conflict };
+        }
+        self.seen.insert(first, last);
+        self.have.insert(first, last);
+        self.settled.remove(first, last);
+        self.top = self.top.max(last);
+        self.newest = self.newest.max(batch.hlc_last());
+        self.changed_at = now;
+        self.held.insert(first, Held { batch, repaired });
+        Taken::New
+    }
+
+    /// What can be delivered now that the batch at `first` was taken.
+    pub fn deliver(&mut self, now: Mono, first: Seq, start: Hlc) -> Vec<Step> {
+        let mut steps = Vec::new();
+        if first < self.next {
+            if let Some(held) = self.held.get(&first) {
+                let timing = if self.is_history(held, start) { Timing::History } else { Timing::Late };
+                steps.push(Step::Deliver(held.batch.clone(), timing));
+            }
+            return steps;
+        }
+        self.advance(now, start, &mut steps);
+        steps
+    }
+
+    /// Stops waiting for what is missing before the next batch, if the time has come or `at_once`.
+    pub fn give_up(&mut self, now: Mono, start: Hlc, at_once: bool) -> Vec<Step> {
+        let mut steps = Vec::new();
+        let due = self.waiting_since.is_some_and(|since| at_once || since + GAP_WAIT <= now);
+        if let Some((&first, held)) = self.held.range(self.next..).next().filter(|_| due) {
+            if !held.repaired || held.batch.hlc_last() >= start {
+                // Whoever waited for what is missing is owed it; before the first word of a stream nobody waits.
+                let from = self.next.max(self.owed);
+                let missing: u64 = self.settled_less(from, first);
+                if missing > 0 {
+                    steps.push(Step::Gap(missing));
+                }
+            }
+            self.next = first;
+            self.waiting_since = None;
+            self.advance(now, start, &mut steps);
+        }
+        steps
+    }
+
+    fn settled_less(&self, from: Seq, before: Seq) -> u64 {
+        if from >= before {
+            return 0;
+        }
+        self.settled.missing(from, Seq(before.0 - 1)).iter().map(|(first, last)| last.0 - first.0 + 1).sum()
+    }
+
+    fn advance(&mut self, now: Mono, start: Hlc, steps: &mut Vec<Step>) {
+        loop {
+            if let Some(held) = self.held.get(&self.next) {
+                let history = self.is_history(held, start);
+                let timing = if history { Timing::History } else { Timing::Live };
+                let batch = held.batch.clone();
+                if !history {
+                    self.met = true;
+                    self.owed = self.owed.min(batch.first());
+                }
+                self.next = batch.last().next();
+                steps.push(Step::Deliver(batch, timing));
+            } else if let Some((_, last)) =
+                self.settled.iter().find(|(first, last)| (*first..=*last).contains(&self.next))
+            {
+                self.next = last.next();
+            } else {
+                break;
+            }
+        }
+        let waits = self.held.range(self.next..).next().is_some();
+        self.waiting_since = if waits { self.waiting_since.or(Some(now)) } else { None };
+    }
+
+    /// Whether a batch is from before this node's life.
+    fn is_history(&self, held: &Held, start: Hlc) -> bool {
+        held.repaired && held.batch.last() < self.owed && held.batch.hlc_last() < start
+    }
+
+    /// Declares `first..=last` missing for good.
+    pub fn settle(&mut self, now: Mono, first: Seq, last: Seq, start: Hlc) -> Vec<Step> {
+        self.settled.insert(first, last);
+        let mut steps = Vec::new();
+        self.advance(now, start, &mut steps);
+        steps
+    }
+
+    /// Lets the batch at `first` leave the window; answers what has to be delivered before it goes.
+    pub fn evict(&mut self, now: Mono, first: Seq, start: Hlc) -> Vec<Step> {
+        let mut steps = Vec::new();
+        while self.next <= first && self.waiting_since.is_some() {
+            steps.extend(self.give_up(now, start, true));
+        }
+        if let Some(held) = self.held.remove(&first) {
+            let last = held.batch.last();
+            self.have.remove(first, last);
+            self.floor = self.floor.max(last);
+            self.changed_at = now;
+        }
+        steps
+    }
+
+    /// The batches held that touch `first..=last`, ascending.
+    pub fn batches(&self, first: Seq, last: Seq) -> impl Iterator<Item = &Batch> {
+        let from = self.held.range(..=first).next_back().map_or(first, |(at, _)| *at);
+        self.held
+            .range(from..=last.max(from))
+            .map(|(_, held)| &held.batch)
+            .filter(move |batch| batch.last() >= first && batch.first() <= last)
+    }
+
+    /// The batch whose first seq is `first`.
+    pub fn batch(&self, first: Seq) -> Option<&Batch> {
+        self.held.get(&first).map(|held| &held.batch)
+    }
+
+    /// What was seen, and what left before it could be: the ranges that hashes and cursors speak of.
+    pub fn covered(&self) -> RangeSet {
+        let mut covered = self.seen.clone();
+        covered.insert(Seq(1), self.floor);
+        covered
+    }
+
+    /// What is missing up to `limit`, and neither settled nor below the floor.
+    pub fn missing(&self, limit: Seq) -> Vec<(Seq, Seq)> {
+        let known = self.seen.missing(self.floor.next(), limit);
+        if self.settled.is_empty() {
+            return known;
+        }
+        known.into_iter().flat_map(|(first, last)| self.settled.missing(first, last)).collect()
+    }
+
+    /// Whether nothing of it is in the window.
+    pub fn is_bare(&self) -> bool {
+        self.held.is_empty()
+    }
+}
