@@ -56,6 +56,10 @@ metrics! {
     malformed: Family<Reason, Counter>;
     /// Batches that came again and were dropped.
     duplicates: Counter;
+    /// Batches that contradict what was seen, or are no part of the stream that they claim.
+    conflicts: Counter;
+    /// Batches refused: from the far future, from a forgotten past, of too many runs.
+    refused: Counter;
     /// Gaps in peers' streams, by what became of them.
     gaps: Family<Reason, Counter>;
     /// Messages missing for good.
@@ -70,8 +74,8 @@ metrics! {
     cut: Family<Reason, Counter>;
     /// Bytes dropped with the connections of peers that were too slow.
     dropped_bytes: Counter;
-    /// Messages that slow readers of this node missed.
-    reader_missed: Counter;
+    /// Readers of this node: programs, pages, bridges.
+    readers: Gauge;
     /// Peers that are up both ways.
     peers_up: Gauge;
     /// Peers known, in whatever state.

@@ -1,0 +1,793 @@
+//! The event loop: takes what happens, lets the core decide, does what it decides. Starts and stops a node.
+//!
+//! The only file that sees both the core and I/O. A node lives on one thread of its own, with a single-threaded runtime:
+//! the loop, the sockets, the gate and the links. The loop owns the [`Replica`]; all others send it messages:
+//!
+//! ```text
+//! handles ──publish──▶ ┐                        ┌─▶ feeds of readers
+//! handles ──ask──────▶ ├─ Loop ─▶ Replica ─▶ outputs ─▶ publisher (all peers, one peer)
+//! links, gate ───────▶ │                        └─▶ events, peers
+//! discovery ─────────▶ ┘
+//! ```
+//!
+//! A publish waits in its channel while [`Flow::Wait`] holds; everything waits while all readers that read are full.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use ed25519_dalek::SigningKey;
+use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
+
+use crate::config::{Config, Listen, Seed};
+use crate::data_dir::DataDir;
+use crate::error::{PublishError, StartError};
+use crate::handle::{Ask, Event, FoundBy, Handle, Info, Inner, Peer, PeerState, Published, State, Submission, Window};
+use crate::id::{EntryId, Epoch, NodeId, Run, Seq};
+use crate::metrics::{Metrics, count};
+use crate::net::discovery::interfaces::Survey;
+use crate::net::discovery::ladder::{Ladder, gossip_fit};
+use crate::net::discovery::memory::{self, Memory};
+use crate::net::discovery::{self, Candidate, Discovery};
+use crate::net::{DialError, Flow, LinkId, Net, NetEvent, NetOptions};
+use crate::replica::clock::{Mono, Now};
+use crate::replica::event::{Input, Missing, Notice, Output, Timing, To};
+use crate::replica::liveness::Status;
+use crate::replica::message::Message;
+use crate::replica::version::Cursor;
+use crate::replica::{KnownKey, Replica, WINDOW_BYTES_MAX};
+use crate::subscription::{Feed, Filter, Gap, GapReason, Item, Subscription, queue};
+use crate::wire;
+
+/// Publishes that wait for the loop; a further one waits in its caller.
+const SUBMISSIONS_MAX: usize = 256;
+/// Questions that wait for the loop; a further one waits in its caller.
+const ASKS_MAX: usize = 64;
+/// Events from the LAN that wait for the loop; a further one holds its link back.
+const NET_EVENTS_MAX: usize = 64;
+/// Events kept for a receiver that is behind; it misses the oldest.
+const EVENTS_MAX: usize = 1024;
+/// Drafts taken from the channel for one round of batches, in bytes.
+const ROUND_BYTES_MAX: usize = 256 * 1024;
+/// Readers at most; a further one is refused.
+const READERS_MAX: usize = 4096;
+/// Those who wait for an entry to be held elsewhere; a further one is answered at once.
+const HELD_ASKS_MAX: usize = 1024;
+const TICK: Duration = Duration::from_secs(1);
+const PING_EVERY: Duration = Duration::from_secs(10);
+const SAVE_EVERY: Duration = Duration::from_secs(30);
+
+/// The way to start a node: [`Node::builder`].
+#[derive(Debug)]
+pub struct Node;
+
+impl Node {
+    /// A node with the defaults of [`Config`], to be told more and started.
+    pub fn builder() -> Builder {
+        Builder { config: Config::default() }
+    }
+}
+
+/// What a node is told before it starts.
+#[derive(Clone, Debug, Default)]
+pub struct Builder {
+    config: Config,
+}
+
+impl Builder {
+    /// All options at once.
+    pub fn config(mut self, config: Config) -> Builder {
+        self.config = config;
+        self
+    }
+
+    /// Nodes of different meshes ignore each other.
+    pub fn mesh(mut self, mesh: &str) -> Builder {
+        self.config.mesh = mesh.into();
+        self
+    }
+
+    /// The display name.
+    pub fn name(mut self, name: &str) -> Builder {
+        self.config.name = name.into();
+        self
+    }
+
+    /// Where peers reach this node.
+    pub fn listen(mut self, listen: Listen) -> Builder {
+        self.config.listen = listen;
+        self
+    }
+
+    /// Nodes to dial besides what discovery finds.
+    pub fn seeds(mut self, seeds: Vec<Seed>) -> Builder {
+        self.config.seeds = seeds;
+        self
+    }
+
+    /// Whether to announce and look for nodes through mDNS.
+    pub fn mdns(mut self, mdns: bool) -> Builder {
+        self.config.mdns = mdns;
+        self
+    }
+
+    /// Names or addresses of the interfaces to use; empty: all but known virtual ones.
+    pub fn interfaces(mut self, interfaces: Vec<String>) -> Builder {
+        self.config.interfaces = interfaces;
+        self
+    }
+
+    /// Where identity and remembered peers live; none: the identity lasts for the run.
+    pub fn data_dir(mut self, data_dir: Option<PathBuf>) -> Builder {
+        self.config.data_dir = data_dir;
+        self
+    }
+
+    /// Starts the node on a thread of its own, and answers when peers can reach it. Works on any runtime.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing of the node is left running.
+    pub async fn start(self) -> Result<Handle, StartError> {
+        self.config.check()?;
+        let (started, start) = oneshot::channel();
+        let thread = std::thread::Builder::new().name("hubless".into());
+        let system = |what| move |source| StartError::System { what, source };
+        let spawned = thread.spawn(move || {
+            let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime,
+                Err(source) => return drop(started.send(Err(system("no runtime for the node")(source)))),
+            };
+            runtime.block_on(async move {
+                match Loop::start(self.config).await {
+                    // Whoever gave up waiting has dropped the handle, and with it the node.
+                    Ok((node, handle)) => {
+                        drop(started.send(Ok(handle)));
+                        node.run().await;
+                    }
+                    Err(error) => drop(started.send(Err(error))),
+                }
+            });
+        });
+        spawned.map_err(system("no thread for the node"))?;
+        let died = || StartError::Config("the node died while it started".into());
+        start.await.unwrap_or_else(|_| Err(died()))
+    }
+}
+
+/// Everything that the event loop owns.
+struct Loop {
+    replica: Replica,
+    ladder: Ladder,
+    net: Net,
+    discovery: Discovery,
+    survey: watch::Receiver<Arc<Survey>>,
+    memory: Option<Memory>,
+    _data_dir: Option<DataDir>,
+    inbox: Inbox,
+    feeds: Vec<Feed>,
+    /// Told when a reader took something.
+    drained: Arc<Notify>,
+    links: HashMap<LinkId, Link>,
+    links_made: u64,
+    told: HashMap<Run, Told>,
+    held_asks: Vec<HeldAsk>,
+    peers: watch::Sender<Arc<[Peer]>>,
+    events: broadcast::Sender<Event>,
+    metrics: Metrics,
+    started: Instant,
+    pinged: Instant,
+    saved: Instant,
+    /// The list of peers has to be made anew.
+    peers_changed: bool,
+}
+
+/// Where everything that happens comes in.
+struct Inbox {
+    publish: mpsc::Receiver<Submission>,
+    ask: mpsc::Receiver<Ask>,
+    net: mpsc::Receiver<NetEvent>,
+    candidates: mpsc::Receiver<Candidate>,
+}
+
+/// A dial, and what became of it.
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    address: SocketAddr,
+    /// Who answered; none while it is being made.
+    run: Option<Run>,
+    /// Something was heard over it.
+    spoke: bool,
+}
+
+/// What users were told of a peer, and what the loop alone knows of it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Told {
+    state: Option<PeerState>,
+    rtt: Option<Duration>,
+}
+
+#[derive(Debug)]
+struct HeldAsk {
+    id: EntryId,
+    count: usize,
+    reply: oneshot::Sender<usize>,
+}
+
+/// What woke the loop.
+enum Wake {
+    Net(Vec<NetEvent>),
+    Publish(Submission),
+    Ask(Ask),
+    Found(Candidate),
+    Interfaces,
+    Time,
+    /// No handle is left.
+    Orphaned,
+}
+
+impl Loop {
+    async fn start(config: Config) -> Result<(Loop, Handle), StartError> {
+        let data_dir = config.data_dir.as_deref().map(DataDir::open).transpose()?;
+        let random = |what| move |error: getrandom::Error| StartError::System { what, source: error.into() };
+        let identity = match &data_dir {
+            Some(data_dir) => data_dir.identity()?,
+            None => {
+                let mut secret = [0; 32];
+                getrandom::fill(&mut secret).map_err(random("no random identity"))?;
+                SigningKey::from_bytes(&secret)
+            }
+        };
+        let epoch = getrandom::u64().map_err(random("no random epoch"))?;
+        let seed = getrandom::u64().map_err(random("no random seed"))?;
+        let run = Run { node: NodeId(identity.verifying_key().to_bytes()), epoch: Epoch(epoch) };
+        let metrics = Metrics::new();
+        let folder = data_dir.as_ref().map(|data_dir| data_dir.path().to_path_buf());
+        let last_port = folder.as_deref().and_then(memory::load_port);
+        let mesh: Arc<str> = config.mesh.as_str().into();
+        let name: Arc<str> = config.name.as_str().into();
+
+        let (net_events, net_inbox) = mpsc::channel(NET_EVENTS_MAX);
+        let options = NetOptions { run, mesh: mesh.clone(), listen: config.listen, last_port };
+        let net = Net::start(options, metrics.clone(), net_events).await?;
+        let listen = net.listen();
+        if let Some(folder) = &folder {
+            if let Err(error) = memory::save_port(folder, listen.port()).await {
+                tracing::warn!(%error, "cannot remember the port");
+            }
+        }
+        let (discovery, candidates) = Discovery::start(discovery::Options {
+            run,
+            mesh: config.mesh.clone(),
+            version: wire::WIRE_VERSION,
+            listen,
+            interfaces: config.interfaces,
+            seeds: config.seeds,
+            mdns: config.mdns,
+        })?;
+        let survey = discovery.survey();
+        let started = Instant::now();
+        let mut ladder = Ladder::new(run, &config.mesh, wire::WIRE_VERSION, seed);
+        let memory = folder.as_deref().map(Memory::load);
+        for candidate in memory.iter().flat_map(Memory::candidates) {
+            ladder.found(started, candidate);
+        }
+
+        let (publish, publish_inbox) = mpsc::channel(SUBMISSIONS_MAX);
+        let (ask, ask_inbox) = mpsc::channel(ASKS_MAX);
+        let (peers, peers_seen) = watch::channel(Arc::from([]));
+        let (events, _) = broadcast::channel(EVENTS_MAX);
+        let (addresses, interfaces) = {
+            let survey = survey.borrow();
+            (survey.addresses(), survey.interfaces().to_vec())
+        };
+        let info = Info {
+            run,
+            name: name.clone(),
+            mesh,
+            listen,
+            addresses: addresses.as_slice().into(),
+            interfaces: interfaces.into(),
+            data_dir: folder,
+        };
+        let inner = Inner { info, publish, ask, peers: peers_seen, events: events.clone(), metrics: metrics.clone() };
+        let mut replica = Replica::new(now(started), run, name, seed, WINDOW_BYTES_MAX);
+        replica.handle(now(started), Input::Endpoints(addresses));
+        let node = Loop {
+            replica,
+            ladder,
+            net,
+            discovery,
+            survey,
+            memory,
+            _data_dir: data_dir,
+            inbox: Inbox { publish: publish_inbox, ask: ask_inbox, net: net_inbox, candidates },
+            feeds: Vec::new(),
+            drained: Arc::new(Notify::new()),
+            links: HashMap::new(),
+            links_made: 0,
+            told: HashMap::new(),
+            held_asks: Vec::new(),
+            peers,
+            events,
+            metrics,
+            started,
+            pinged: started,
+            saved: started,
+            peers_changed: true,
+        };
+        Ok((node, Handle::new(inner)))
+    }
+
+    async fn run(mut self) {
+        let mut tick = started_at(self.started, TICK);
+        let mut told = Vec::new();
+        loop {
+            self.perform().await;
+            self.dial();
+            if self.peers_changed {
+                self.tell_peers();
+            }
+            match self.wait(tick).await {
+                Wake::Net(events) => {
+                    for event in events {
+                        self.net_event(event).await;
+                    }
+                }
+                Wake::Publish(submission) => self.publish(submission),
+                Wake::Ask(Ask::Shutdown { reply }) => {
+                    told.push(reply);
+                    break;
+                }
+                Wake::Ask(ask) => self.answer(ask),
+                Wake::Found(candidate) => self.ladder.found(Instant::now(), candidate),
+                Wake::Interfaces => self.interfaces_changed(),
+                Wake::Time => self.feed(Input::Timeout),
+                Wake::Orphaned => break,
+            }
+            if Instant::now() >= tick {
+                tick = Instant::now() + TICK;
+                self.tick().await;
+            }
+        }
+        self.stop().await;
+        // Everything is let go before anybody is told: ports, folder and lock are free.
+        for reply in told {
+            // Whoever asked may have gone.
+            let _ = reply.send(());
+        }
+    }
+
+    /// Sleeps until something happens or is due.
+    async fn wait(&mut self, tick: Instant) -> Wake {
+        // Other tasks of this thread move the bytes; they have their turn even if there is always something to take.
+        tokio::task::yield_now().await;
+        let core = self.replica.poll_timeout().map(|mono| started_at(self.started, Duration::from_millis(mono.0)));
+        let deadline = [core, self.ladder.next_wake(), Some(tick)].into_iter().flatten().min().unwrap_or(tick);
+        let readers_wait = self.readers_wait();
+        let may_publish = !readers_wait && self.net.flow() == Flow::Open;
+        let Inbox { publish, ask, net, candidates } = &mut self.inbox;
+        let mut events = Vec::new();
+        tokio::select! {
+            taken = net.recv_many(&mut events, NET_EVENTS_MAX), if !readers_wait => {
+                if taken == 0 { Wake::Orphaned } else { Wake::Net(events) }
+            }
+            submission = publish.recv(), if may_publish => submission.map_or(Wake::Orphaned, Wake::Publish),
+            ask = ask.recv() => ask.map_or(Wake::Orphaned, Wake::Ask),
+            Some(candidate) = candidates.recv() => Wake::Found(candidate),
+            Ok(()) = self.survey.changed() => Wake::Interfaces,
+            () = self.net.flow_changed(), if !may_publish && !readers_wait => Wake::Time,
+            () = self.drained.notified(), if readers_wait => Wake::Time,
+            () = tokio::time::sleep_until(deadline.into()) => Wake::Time,
+        }
+    }
+
+    /// Whether every reader that reads has much queued: then the node waits for them, and through it its peers.
+    fn readers_wait(&mut self) -> bool {
+        let mut reading = self.feeds.iter().filter(|feed| !feed.is_closed() && feed.is_reading()).peekable();
+        reading.peek().is_some() && reading.all(Feed::is_full)
+    }
+
+    fn feed(&mut self, input: Input) {
+        self.replica.handle(now(self.started), input);
+    }
+
+    /// Does what the core wants done, in order.
+    async fn perform(&mut self) {
+        while let Some(output) = self.replica.poll_output() {
+            match output {
+                Output::Deliver { batch, how } => {
+                    self.feeds.retain(|feed| !feed.is_closed());
+                    for feed in self.feeds.iter().filter(|feed| how != Timing::History || feed.backfill) {
+                        feed.put(Item::Batch { batch: batch.clone(), late: how != Timing::Live });
+                    }
+                }
+                Output::Send { to, message } => self.send(to, &message).await,
+                Output::Notify(notice) => self.notice(notice),
+            }
+        }
+    }
+
+    async fn send(&mut self, to: To, message: &Message) {
+        let body = wire::encode(message);
+        self.metrics.sent_bytes.inc_by(body.len() as u64);
+        match (to, message) {
+            (To::All, Message::Batch(_)) => self.net.send(wire::TOPIC_CHAT, body).await,
+            (To::All, _) => self.net.send(wire::TOPIC_MESH, body).await,
+            (To::One(run), _) => self.net.send(&wire::topic_to(run), body).await,
+        }
+    }
+
+    fn notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Peer(run) => self.tell_peer(run),
+            Notice::Gap { origin, missing, reason } => {
+                let reason = match reason {
+                    Missing::Late => GapReason::Late,
+                    Missing::Expired => GapReason::Expired,
+                    Missing::Lost => GapReason::Lost,
+                };
+                let word = match reason {
+                    GapReason::Late => "late",
+                    GapReason::Expired => "expired",
+                    _ => "lost",
+                };
+                count(&self.metrics.gaps, word);
+                tracing::info!(?origin, missing, word, "a gap");
+                let gap = Gap { missing, reason };
+                self.feeds.iter().for_each(|feed| feed.put(Item::Gap(gap)));
+                self.tell(Event::Gap(gap));
+            }
+            Notice::Named { run, addresses, by } => {
+                let via_loopback = self.replica.known_peer(by).and_then(|peer| peer.address).is_some_and(|a| a.ip().is_loopback());
+                let addresses: Vec<SocketAddr> = addresses.into_iter().filter(|a| gossip_fit(*a, via_loopback)).collect();
+                let candidate = Candidate { addresses, run: Some(run), found_by: FoundBy::Gossip, mesh: None, version: None };
+                self.ladder.found(Instant::now(), candidate);
+            }
+            Notice::OwnRunElsewhere(id) => {
+                tracing::warn!(?id, "somebody else speaks as this run: was this machine resumed from a snapshot?");
+            }
+        }
+    }
+
+    /// Dials whoever is due, and tells of neighbours kept apart.
+    fn dial(&mut self) {
+        let now = Instant::now();
+        while let Some(address) = self.ladder.poll(now) {
+            self.links_made += 1;
+            let link = LinkId(self.links_made);
+            self.links.insert(link, Link { address, run: None, spoke: false });
+            self.net.dial(link, address);
+        }
+        while let Some(notice) = self.ladder.notice() {
+            tracing::info!(address = %notice.address, reason = notice.reason, "a neighbour is kept apart");
+            self.tell(Event::Apart { address: notice.address, reason: notice.reason });
+        }
+    }
+
+    async fn net_event(&mut self, event: NetEvent) {
+        let at = Instant::now();
+        match event {
+            NetEvent::Message { link, run, message } => self.message(link, run, message).await,
+            NetEvent::LinkUp { link, run, address } => self.link_up(link, run, address),
+            NetEvent::LinkDown { link, run } => {
+                self.links.remove(&link);
+                self.ladder.unlinked(at, run);
+                if !self.links.values().any(|other| other.run == Some(run)) {
+                    self.feed(Input::LinkDown(run));
+                }
+            }
+            NetEvent::DialFailed { link, address, error } => {
+                self.links.remove(&link);
+                count(&self.metrics.dials_failed, word(&error));
+                tracing::debug!(%address, %error, "a dial failed");
+                self.ladder.failed(at, address, &error);
+                let silent = |(_, peer): &(Run, &crate::replica::liveness::Peer)| !matches!(peer.status, Status::Up | Status::Down);
+                let silent: Vec<Run> = self.replica.peers().filter(silent).map(|(run, _)| run).collect();
+                for run in silent {
+                    if self.ladder.refused_thrice(run) {
+                        self.feed(Input::Refused(run));
+                    }
+                }
+            }
+            NetEvent::Called { run, address } => {
+                self.ladder.called(at, run, address);
+                self.feed(Input::Called(run));
+            }
+            NetEvent::Left { run } => self.feed(Input::Left(run)),
+            NetEvent::Cut { run, bytes } => {
+                tracing::warn!(?run, bytes, "a peer did not take what was sent, and was cut; it will get it by repair");
+                self.metrics.dropped_bytes.inc_by(bytes);
+                if let Some(peer) = self.peer(run) {
+                    self.tell(Event::PeerCut(peer));
+                }
+            }
+            NetEvent::Apart { address, reason } => self.ladder.apart(at, address, &reason),
+        }
+    }
+
+    /// One link to a run is enough. A second one is made only when the first falls silent; then the first that speaks stays.
+    fn link_up(&mut self, link: LinkId, run: Run, address: SocketAddr) {
+        let silent = self.replica.known_peer(run).is_none_or(|peer| peer.status != Status::Up);
+        let heard = self.links.values().any(|other| other.run == Some(run) && other.spoke);
+        self.ladder.linked(Instant::now(), run, address);
+        self.links.insert(link, Link { address, run: Some(run), spoke: false });
+        if heard && !silent {
+            self.net.hang_up(link);
+            return;
+        }
+        self.feed(Input::LinkUp { run, address });
+    }
+
+    async fn message(&mut self, link: LinkId, run: Run, message: Message) {
+        let first = self.links.get_mut(&link).is_some_and(|link| !std::mem::replace(&mut link.spoke, true));
+        if first {
+            let others = self.links.iter().filter(|(other, state)| **other != link && state.run == Some(run));
+            for other in others.map(|(other, _)| *other).collect::<Vec<_>>() {
+                self.net.hang_up(other);
+            }
+            self.ladder.heard(Instant::now(), run);
+        }
+        match message {
+            Message::Ping(number) => self.send(To::One(run), &Message::Pong(number)).await,
+            Message::Pong(number) => {
+                let rtt = (self.started.elapsed().as_micros() as u64).checked_sub(number).map(Duration::from_micros);
+                self.told.entry(run).or_default().rtt = rtt.filter(|rtt| *rtt < Duration::from_secs(10));
+                self.peers_changed = true;
+            }
+            Message::Goodbye(_) => {
+                self.feed(Input::Message { from: run, message });
+                self.ladder.gone(Instant::now(), run);
+                self.net.hang_up(link);
+            }
+            message => {
+                let holds = matches!(message, Message::Heartbeat(_) | Message::Digest(_));
+                self.feed(Input::Message { from: run, message });
+                if holds && !self.held_asks.is_empty() {
+                    self.answer_held();
+                }
+            }
+        }
+    }
+
+    /// Publishes what has come, and whatever waits behind it, in as few batches as hold it.
+    fn publish(&mut self, submission: Submission) {
+        let mut drafts = submission.drafts;
+        let mut bytes: usize = drafts.iter().map(|draft| draft.payload.len()).sum();
+        let mut replies = vec![(drafts.len(), submission.reply)];
+        while bytes < ROUND_BYTES_MAX {
+            let Ok(next) = self.inbox.publish.try_recv() else { break };
+            bytes += next.drafts.iter().map(|draft| draft.payload.len()).sum::<usize>();
+            replies.push((next.drafts.len(), next.reply));
+            drafts.extend(next.drafts);
+        }
+        let total = drafts.len();
+        let published = self.replica.publish(now(self.started), drafts);
+        let mut known = published.known.into_iter().peekable();
+        let mut fresh = published.first.seq.0;
+        let mut answers = (0..total).map(|index| match known.next_if(|(at, _)| *at == index) {
+            Some((_, KnownKey::Same(id))) => Ok(Published { id, state: State::Sent, known: true }),
+            Some((_, KnownKey::Other(_))) => Err(PublishError::KeyReused),
+            None => {
+                let id = EntryId { run: published.first.run, seq: Seq(fresh) };
+                fresh += 1;
+                Ok(Published { id, state: State::Sent, known: false })
+            }
+        });
+        for (count, reply) in replies {
+            // Whoever does not wait for the answer does not want it.
+            let _ = reply.send(answers.by_ref().take(count).collect());
+        }
+    }
+
+    fn answer(&mut self, ask: Ask) {
+        match ask {
+            Ask::Subscribe { filter, after, reply } => {
+                self.feeds.retain(|feed| !feed.is_closed());
+                if self.feeds.len() >= READERS_MAX {
+                    return;
+                }
+                let (feed, subscription) = self.open(filter, after);
+                // A reader that has gone closes its feed.
+                let _ = reply.send(subscription);
+                self.feeds.push(feed);
+            }
+            Ask::Window { reply } => {
+                let window = Window { batches: self.replica.window().cloned().collect(), cursor: self.replica.cursor() };
+                // Whoever asked may have gone.
+                let _ = reply.send(window);
+            }
+            Ask::HeldBy { id, count, reply } => {
+                self.held_asks.push(HeldAsk { id, count, reply });
+                self.answer_held();
+            }
+            // The loop ends on it before it gets here.
+            Ask::Shutdown { .. } => {}
+        }
+    }
+
+    fn open(&mut self, filter: Filter, after: Option<Cursor>) -> (Feed, Subscription) {
+        let drained = self.drained.clone();
+        match after {
+            None => queue(filter, false, self.replica.cursor(), Vec::new(), drained),
+            Some(after) => queue(filter, true, after, self.replica.window().cloned().collect(), drained),
+        }
+    }
+
+    fn answer_held(&mut self) {
+        let full = self.held_asks.len() > HELD_ASKS_MAX;
+        let waiting = std::mem::take(&mut self.held_asks).into_iter().filter(|ask| !ask.reply.is_closed());
+        for ask in waiting.collect::<Vec<_>>() {
+            let holders = self.replica.held_by(ask.id);
+            if holders >= ask.count || full {
+                // Whoever asked may have gone.
+                let _ = ask.reply.send(holders);
+            } else {
+                self.held_asks.push(ask);
+            }
+        }
+    }
+
+    fn interfaces_changed(&mut self) {
+        let addresses = self.survey.borrow_and_update().addresses();
+        self.ladder.interfaces_changed(Instant::now());
+        self.feed(Input::Endpoints(addresses));
+    }
+
+    /// What is due each second.
+    async fn tick(&mut self) {
+        let at = Instant::now();
+        let suspects: Vec<Run> = self.replica.peers().filter(|(_, peer)| peer.status == Status::Suspect).map(|(run, _)| run).collect();
+        for run in suspects {
+            self.ladder.second_dial(at, run);
+        }
+        if at - self.pinged >= PING_EVERY {
+            self.pinged = at;
+            let up: Vec<Run> = self.replica.peers().filter(|(_, peer)| peer.status == Status::Up).map(|(run, _)| run).collect();
+            for run in up {
+                self.ping(run).await;
+            }
+        }
+        if at - self.saved >= SAVE_EVERY {
+            self.saved = at;
+            self.save().await;
+        }
+        self.answer_held();
+        self.told.retain(|run, _| self.replica.known_peer(*run).is_some());
+        self.count();
+        self.peers_changed = true;
+    }
+
+    async fn ping(&mut self, run: Run) {
+        let number = self.started.elapsed().as_micros() as u64;
+        self.send(To::One(run), &Message::Ping(number)).await;
+    }
+
+    async fn save(&mut self) {
+        let Some(memory) = &mut self.memory else { return };
+        if let Err(error) = memory.save().await {
+            tracing::warn!(%error, "cannot remember the peers");
+        }
+    }
+
+    /// Copies what the core counts to where it can be scraped.
+    fn count(&mut self) {
+        let counters = self.replica.counters();
+        let metrics = &self.metrics;
+        for (counter, total) in [
+            (&metrics.published, counters.published),
+            (&metrics.received, counters.received),
+            (&metrics.received_bytes, counters.received_bytes),
+            (&metrics.duplicates, counters.duplicates),
+            (&metrics.missing, counters.missing),
+            (&metrics.repairs_requested, counters.requests),
+            (&metrics.repairs_served, counters.served),
+            (&metrics.repaired_bytes, counters.repaired_bytes),
+            (&metrics.conflicts, counters.conflicts),
+            (&metrics.refused, counters.refused),
+        ] {
+            Metrics::mirror(counter, total);
+        }
+        let (bytes, batches) = self.replica.window_size();
+        metrics.window_bytes.set(bytes as i64);
+        metrics.window_batches.set(batches as i64);
+        let up = self.replica.peers().filter(|(_, peer)| peer.status == Status::Up).count();
+        metrics.peers_up.set(up as i64);
+        metrics.peers_known.set(self.replica.peers().count() as i64);
+        metrics.readers.set(self.feeds.len() as i64);
+    }
+
+    /// A peer as users see it; none before anything was heard of it.
+    fn peer(&self, run: Run) -> Option<Peer> {
+        let peer = self.replica.known_peer(run)?;
+        let state = match peer.status {
+            Status::New => return None,
+            Status::Up => PeerState::Up,
+            Status::OneWay => PeerState::OneWay,
+            Status::Suspect => PeerState::Suspect,
+            Status::Down => PeerState::Down,
+        };
+        Some(Peer {
+            run,
+            name: peer.name.clone(),
+            state,
+            address: peer.address.or_else(|| self.ladder.addresses(run).first().copied()),
+            found_by: self.ladder.found_by(run).unwrap_or(FoundBy::Gossip),
+            rtt: self.told.get(&run).and_then(|told| told.rtt),
+            last_heard: peer.heard_at.map(|at| started_at(self.started, Duration::from_millis(at.0))),
+            dropped: self.net.dropped(run),
+        })
+    }
+
+    /// Tells of a peer whose status or name changed.
+    fn tell_peer(&mut self, run: Run) {
+        self.peers_changed = true;
+        let Some(peer) = self.peer(run) else { return };
+        let told = self.told.entry(run).or_default();
+        let was = told.state.replace(peer.state);
+        if was == Some(peer.state) {
+            return;
+        }
+        tracing::debug!(?run, state = ?peer.state, "a peer's state");
+        match peer.state {
+            PeerState::Up => {
+                if let Some(memory) = &mut self.memory {
+                    memory.saw(run.node, &self.ladder.addresses(run), now(self.started).wall_ms);
+                }
+                if run.node == self.replica.me().node {
+                    tracing::warn!(?run, "another process runs with a copy of this node's data folder");
+                    self.tell(Event::Cloned(peer.clone()));
+                }
+                self.pinged = self.pinged.checked_sub(PING_EVERY).unwrap_or(self.pinged);
+                self.tell(Event::PeerUp(peer));
+            }
+            PeerState::Suspect => self.tell(Event::PeerSuspect(peer)),
+            PeerState::OneWay if was == Some(PeerState::Up) => self.tell(Event::PeerSuspect(peer)),
+            PeerState::Down => self.tell(Event::PeerDown(peer)),
+            PeerState::OneWay | PeerState::Incompatible => {}
+        }
+    }
+
+    fn tell(&self, event: Event) {
+        // Nobody may be listening.
+        let _ = self.events.send(event);
+    }
+
+    /// Makes the list of peers anew.
+    fn tell_peers(&mut self) {
+        self.peers_changed = false;
+        let mut peers: Vec<Peer> = self.replica.peers().filter_map(|(run, _)| self.peer(run)).collect();
+        peers.sort_by(|one, other| (&one.name, one.run).cmp(&(&other.name, other.run)));
+        self.peers.send_replace(peers.into());
+    }
+
+    /// Says goodbye, lets what is queued go out, and lets everything go.
+    async fn stop(mut self) {
+        self.feed(Input::Stop);
+        self.perform().await;
+        self.save().await;
+        self.count();
+        tokio::join!(self.discovery.shutdown(), self.net.close());
+    }
+}
+
+/// Both clocks now.
+fn now(started: Instant) -> Now {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Now { mono: Mono(started.elapsed().as_millis() as u64), wall_ms: wall.as_millis() as u64 }
+}
+
+fn started_at(started: Instant, after: Duration) -> Instant {
+    started.checked_add(after).unwrap_or(started)
+}
+
+fn word(error: &DialError) -> &'static str {
+    match error {
+        DialError::Refused => "refused",
+        DialError::Unreachable => "unreachable",
+        DialError::Stranger => "stranger",
+        DialError::Itself => "itself",
+        DialError::Apart(_) => "apart",
+    }
+}
