@@ -1,1 +1,178 @@
-//! To come.
+//! Discovery: finds out where other nodes may be.
+//!
+//! [`Discovery`] runs the rungs that need the network (mDNS and the seeds) as tasks on the runtime it is started on, and
+//! yields [`Candidate`]s; [`memory`] and gossip yield more. The [`ladder`] decides whom of them to dial. Discovery says
+//! where a node may be, never that it lives: that is for heartbeats to tell.
+
+pub(crate) mod interfaces;
+pub(crate) mod ladder;
+#[cfg(feature = "mdns")]
+mod mdns;
+pub(crate) mod memory;
+mod seeds;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
+
+use crate::config::Seed;
+use crate::error::StartError;
+use crate::handle::FoundBy;
+use crate::id::Run;
+use interfaces::{Policy, Survey};
+
+/// Candidates that wait for the node; a rung that finds more waits.
+const CANDIDATES_MAX: usize = 256;
+/// How soon a change of the interfaces is seen.
+const SURVEY_EVERY: Duration = Duration::from_secs(1);
+/// How long a goodbye may take.
+const SHUTDOWN_TIME: Duration = Duration::from_millis(500);
+
+/// A place where a node may be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Candidate {
+    /// Where it is reached; more than one only if they belong to `run`.
+    pub addresses: Vec<SocketAddr>,
+    /// Who it says it is.
+    pub run: Option<Run>,
+    /// The rung that found it.
+    pub found_by: FoundBy,
+    /// The mesh it says it is on.
+    pub mesh: Option<String>,
+    /// The version of the wire it says it speaks.
+    pub version: Option<u8>,
+}
+
+/// What discovery must know of its node.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    /// This life of the node.
+    pub run: Run,
+    /// Its mesh.
+    pub mesh: String,
+    /// The version of the wire it speaks.
+    pub version: u8,
+    /// Where it listens, with the real port.
+    pub listen: SocketAddr,
+    /// Names or addresses of the interfaces to use; empty: all that are fit.
+    pub interfaces: Vec<String>,
+    /// Seeds to resolve.
+    pub seeds: Vec<Seed>,
+    /// Whether to announce and browse through mDNS; without the feature `mdns` nothing comes of it.
+    pub mdns: bool,
+}
+
+/// The running rungs. Dropping it ends them without a goodbye.
+#[derive(Debug)]
+pub(crate) struct Discovery {
+    survey: watch::Receiver<Arc<Survey>>,
+    stop: watch::Sender<()>,
+    tasks: JoinSet<()>,
+}
+
+/// Ends a task when its sender is dropped.
+type Stop = watch::Receiver<()>;
+
+impl Discovery {
+    /// Starts the rungs on the current runtime, and yields what they find.
+    ///
+    /// # Errors
+    /// [`StartError::Config`] for an interface that does not exist.
+    pub(crate) fn start(options: Options) -> Result<(Discovery, mpsc::Receiver<Candidate>), StartError> {
+        let policy = Policy::new(&options.interfaces, options.listen)?;
+        let first = policy
+            .survey()
+            .map_err(|source| StartError::System { what: "cannot list the network interfaces", source })?;
+        let (found, candidates) = mpsc::channel(CANDIDATES_MAX);
+        let (surveyed, survey) = watch::channel(Arc::new(first));
+        let (stop, stopped) = watch::channel(());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(watch_interfaces(policy, surveyed, stopped.clone()));
+        for seed in options.seeds.iter().cloned() {
+            tasks.spawn(seeds::feed(seed, found.clone(), stopped.clone()));
+        }
+        #[cfg(feature = "mdns")]
+        if options.mdns {
+            tasks.spawn(mdns::run(options, survey.clone(), found, stopped));
+        }
+        Ok((Discovery { survey, stop, tasks }, candidates))
+    }
+
+    /// The interfaces, and told when they change.
+    pub(crate) fn survey(&self) -> watch::Receiver<Arc<Survey>> {
+        self.survey.clone()
+    }
+
+    /// Says goodbye and ends all tasks, in half a second at most.
+    pub(crate) async fn shutdown(self) {
+        let Discovery { stop, mut tasks, .. } = self;
+        drop(stop);
+        // What has not ended by then is aborted when the set is dropped.
+        let _ = tokio::time::timeout(SHUTDOWN_TIME, async { while tasks.join_next().await.is_some() {} }).await;
+    }
+}
+
+/// Keeps the survey up to date.
+async fn watch_interfaces(policy: Policy, surveyed: watch::Sender<Arc<Survey>>, mut stop: Stop) {
+    let mut ticks = tokio::time::interval(SURVEY_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = stop.changed() => return,
+            _ = ticks.tick() => {}
+        }
+        match policy.survey() {
+            Ok(survey) => {
+                surveyed.send_if_modified(|known| {
+                    let changed = **known != survey;
+                    if changed {
+                        *known = Arc::new(survey);
+                    }
+                    changed
+                });
+            }
+            Err(error) => tracing::debug!(%error, "cannot list the network interfaces"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{Epoch, NodeId};
+
+    fn options(seeds: &[&str]) -> Options {
+        Options {
+            run: Run { node: NodeId([1; 32]), epoch: Epoch(1) },
+            mesh: "default".into(),
+            version: 1,
+            listen: "127.0.0.1:5".parse().unwrap(),
+            interfaces: Vec::new(),
+            seeds: seeds.iter().map(|seed| seed.parse().unwrap()).collect(),
+            mdns: false,
+        }
+    }
+
+    #[tokio::test]
+    async fn seeds_are_found_and_found_again() {
+        let (discovery, mut candidates) = Discovery::start(options(&["127.0.0.1:7"])).unwrap();
+        for _ in 0..2 {
+            let candidate = candidates.recv().await.unwrap();
+            assert_eq!(candidate.addresses, ["127.0.0.1:7".parse().unwrap()]);
+            assert_eq!((candidate.run, candidate.found_by), (None, FoundBy::Seed));
+        }
+        assert_eq!(discovery.survey().borrow().addresses(), ["127.0.0.1:5".parse().unwrap()]);
+        discovery.shutdown().await;
+        assert_eq!(candidates.recv().await, None);
+    }
+
+    #[tokio::test]
+    async fn an_unknown_interface_does_not_start() {
+        let options = Options { interfaces: vec!["nothing0".into()], ..options(&[]) };
+        assert!(matches!(Discovery::start(options), Err(StartError::Config(text)) if text.contains("nothing0")));
+    }
+}
