@@ -86,13 +86,13 @@ impl DataDir {
 }
 
 fn read_identity(path: &Path) -> io::Result<[u8; SECRET_KEY_LENGTH]> {
-    let mut file = File::open(path)?;
+    let file = File::open(path)?;
     if file.metadata()?.permissions().mode() & 0o077 != 0 {
         tracing::warn!(path = %path.display(), "others could read this node's key; now only its owner can");
         file.set_permissions(Permissions::from_mode(FILE_MODE))?;
     }
     let mut bytes = Vec::new();
-    file.by_ref().take(SECRET_KEY_LENGTH as u64 + 1).read_to_end(&mut bytes)?;
+    file.take(SECRET_KEY_LENGTH as u64 + 1).read_to_end(&mut bytes)?;
     let wrong = |bytes: Vec<u8>| {
         let message = format!("a key has {SECRET_KEY_LENGTH} bytes, this file {}", bytes.len());
         io::Error::new(io::ErrorKind::InvalidData, message)
