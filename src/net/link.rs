@@ -1,1 +1,140 @@
-//! To come.
+//! A peer heard: one dial, one SUB socket, one task, from the dial to the end.
+//!
+//! The task owns the connection and tells what happens by events; it waits while the node does not take them, and so holds
+//! the peer back. Nothing is reconnected: a link that has ended is dialled anew by the node, as another link.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use tokio::net::{TcpStream, UnixListener};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+use zeromq::{Socket, SocketEvent, SocketRecv, SubSocket, ZmqMessage};
+
+use super::folder::{Folder, endpoint};
+use super::gate::{Identity, limits, outbound};
+use super::{DialError, LinkId, NetEvent, Task};
+use crate::id::Run;
+use crate::metrics::{Metrics, count};
+use crate::replica::message::Message;
+use crate::wire::{self, TOPIC_CHAT, TOPIC_MESH, WireError};
+
+/// Bodies up to this size are copied: a slice would keep the whole block that the socket read it in, for as long as the
+/// message is kept.
+const COPIED_BYTES_MAX: usize = 16 * 1024;
+
+/// What a link needs of its node.
+#[derive(Clone)]
+pub(crate) struct Surroundings {
+    pub(crate) identity: Identity,
+    pub(crate) folder: Arc<Folder>,
+    pub(crate) metrics: Metrics,
+    pub(crate) events: mpsc::Sender<NetEvent>,
+}
+
+/// Dials `address` and hears whoever is there until the peer ends or `hang_up` does.
+///
+/// Then: hung up before it was up, it ends without a word; else with [`NetEvent::LinkDown`] after all that was heard.
+pub(crate) async fn hear(link: LinkId, address: SocketAddr, around: Surroundings, mut hang_up: oneshot::Receiver<()>) {
+    let heard = tokio::select! {
+        heard = Ear::open(link, address, &around) => heard,
+        _ = &mut hang_up => return,
+    };
+    let Surroundings { identity, metrics, events, .. } = around;
+    let (mut ear, run) = match heard {
+        Ok(heard) => heard,
+        Err(error) => {
+            count(&metrics.dials_failed, word(&error));
+            let _ = events.send(NetEvent::DialFailed { link, address, error }).await;
+            return;
+        }
+    };
+    let topic_own = wire::topic_to(identity.run);
+    let hears = async {
+        let _ = events.send(NetEvent::LinkUp { link, run, address }).await;
+        while let Some(message) = ear.next().await {
+            match read(message, &topic_own) {
+                Ok(message) => drop(events.send(NetEvent::Message { link, run, message }).await),
+                Err(error) => count(&metrics.malformed, error.word()),
+            }
+        }
+    };
+    tokio::select! {
+        () = hears => {}
+        _ = hang_up => {}
+    }
+    // The socket before the word: whoever hears it may dial the peer again.
+    drop(ear);
+    let _ = events.send(NetEvent::LinkDown { link, run }).await;
+}
+
+fn read(message: ZmqMessage, topic_own: &str) -> Result<Message, WireError> {
+    let (Some(topic), Some(body), 2) = (message.get(0), message.get(1), message.len()) else {
+        return Err(WireError::Topic);
+    };
+    if topic.starts_with(b"to.") && topic != topic_own.as_bytes() {
+        return Err(WireError::Topic);
+    }
+    let body = if body.len() <= COPIED_BYTES_MAX { Bytes::copy_from_slice(body) } else { body.clone() };
+    wire::decode(topic, &body)
+}
+
+/// One word for metrics.
+fn word(error: &DialError) -> &'static str {
+    match error {
+        DialError::Refused => "refused",
+        DialError::Unreachable => "unreachable",
+        DialError::Stranger => "stranger",
+        DialError::Itself => "itself",
+        DialError::Apart(_) => "apart",
+    }
+}
+
+/// A SUB socket connected to one peer.
+struct Ear {
+    socket: SubSocket,
+    ended: futures_util::stream::BoxStream<'static, SocketEvent>,
+    _relay: Task,
+}
+
+impl Ear {
+    async fn open(link: LinkId, address: SocketAddr, around: &Surroundings) -> Result<(Ear, Run), DialError> {
+        let (tcp, peer) = outbound::dial(address, &around.identity).await?;
+        match timeout(limits::HANDSHAKE, Ear::connect(link, tcp, around)).await {
+            Ok(Ok(ear)) => return Ok((ear, peer.run)),
+            Ok(Err(error)) => tracing::warn!(%error, "a socket of our own does not connect"),
+            Err(_) => tracing::warn!("a socket of our own does not connect in time"),
+        }
+        Err(DialError::Unreachable)
+    }
+
+    async fn connect(link: LinkId, tcp: TcpStream, around: &Surroundings) -> Result<Ear, zeromq::ZmqError> {
+        let path = around.folder.socket('s', link.0);
+        let relay = outbound::relay(tcp, UnixListener::bind(&path)?, path.clone(), around.metrics.clone());
+        let relay = Task::spawn(relay);
+        let mut socket = SubSocket::new();
+        let ended = socket.monitor().boxed();
+        for topic in [TOPIC_CHAT, TOPIC_MESH, &wire::topic_to(around.identity.run)] {
+            socket.subscribe(topic).await?;
+        }
+        socket.connect(&endpoint(&path)).await?;
+        Ok(Ear { socket, ended, _relay: relay })
+    }
+
+    /// The next message; none once the peer has ended and all that it sent was given. Cancel safe.
+    async fn next(&mut self) -> Option<ZmqMessage> {
+        loop {
+            tokio::select! {
+                // The socket finds the end of its only connection behind the last message, says so here, and would wait.
+                biased;
+                message = self.socket.recv() => return message.ok(),
+                event = self.ended.next() => match event {
+                    Some(SocketEvent::Disconnected(_)) | None => return None,
+                    Some(_) => {}
+                },
+            }
+        }
+    }
+}

@@ -5,13 +5,32 @@
 //! [`Net`] and takes [`NetEvent`]s from a bounded channel; a full channel holds back the links, and through TCP their peers.
 
 pub mod discovery;
+pub(crate) mod folder;
 pub(crate) mod gate;
 pub(crate) mod link;
 pub(crate) mod publisher;
+#[cfg(test)]
+mod tests;
 
-use std::net::SocketAddr;
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
+use bytes::Bytes;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout_at};
+
+use self::folder::Folder;
+use self::gate::feed::Feeds;
+use self::gate::{Gate, Identity, limits};
+use self::link::Surroundings;
+use self::publisher::Publisher;
+use crate::config::Listen;
+use crate::error::StartError;
 use crate::id::Run;
+use crate::metrics::Metrics;
 use crate::replica::message::Message;
 
 /// One attempt to hear a peer, from the dial to the end of the link. Never used twice in a run.
@@ -75,4 +94,145 @@ pub(crate) enum Flow {
     Open,
     /// Every peer that takes messages is far behind, or the publisher has much before it: wait for [`Net::flow_changed`].
     Wait,
+}
+
+/// What the LAN side of a node is told.
+#[derive(Clone, Debug)]
+pub(crate) struct NetOptions {
+    pub(crate) run: Run,
+    pub(crate) mesh: Arc<str>,
+    pub(crate) listen: Listen,
+    /// The port that this data folder used last.
+    pub(crate) last_port: Option<u16>,
+}
+
+/// The LAN side of a node. Lives on a `current_thread` runtime; dropping it ends everything a moment later.
+pub(crate) struct Net {
+    listen: SocketAddr,
+    feeds: Arc<Feeds>,
+    publisher: Publisher,
+    gate: Gate,
+    around: Surroundings,
+    links: HashMap<LinkId, Link>,
+}
+
+/// A link's task; it ends when `hang_up` is dropped.
+struct Link {
+    hang_up: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Net {
+    /// Listens, and makes the publisher. Nobody is dialled yet.
+    ///
+    /// # Errors
+    /// [`StartError::Bind`] or [`StartError::System`]; nothing is left behind.
+    pub(crate) async fn start(
+        options: NetOptions,
+        metrics: Metrics,
+        events: mpsc::Sender<NetEvent>,
+    ) -> Result<Net, StartError> {
+        let NetOptions { run, mesh, listen, last_port } = options;
+        let listener = bind(listen, last_port).await?;
+        let system = |what| move |source| StartError::System { what, source };
+        let listen = listener.local_addr().map_err(system("the address listened on"))?;
+        let folder = Arc::new(Folder::make().map_err(system("a private folder for sockets"))?);
+        let feeds = Arc::new(Feeds::new());
+        let publisher = Publisher::make(folder.clone(), metrics.clone(), feeds.clone());
+        let publisher = publisher.await.map_err(system("a private socket"))?;
+        let identity = Identity { run, mesh, port: listen.port() };
+        let around =
+            Surroundings { identity: identity.clone(), folder, metrics: metrics.clone(), events: events.clone() };
+        let gate = Gate::start(listener, identity, metrics, events, feeds.clone(), publisher.path());
+        Ok(Net { listen, feeds, publisher, gate, around, links: HashMap::new() })
+    }
+
+    /// The address listened on, with its real port.
+    pub(crate) fn listen(&self) -> SocketAddr {
+        self.listen
+    }
+
+    /// Tries to hear whoever is at `address`: [`NetEvent::LinkUp`], messages, [`NetEvent::LinkDown`]; or
+    /// [`NetEvent::DialFailed`], after 4 s at the latest. `link` was never used before.
+    pub(crate) fn dial(&mut self, link: LinkId, address: SocketAddr) {
+        self.links.retain(|_, link| !link.task.is_finished());
+        let (hang_up, hung_up) = oneshot::channel();
+        let task = tokio::spawn(link::hear(link, address, self.around.clone(), hung_up));
+        self.links.insert(link, Link { hang_up, task });
+    }
+
+    /// Ends a link: with [`NetEvent::LinkDown`] if it was up, without a word if it was not. Of its messages, those that
+    /// wait in the channel still come.
+    pub(crate) fn hang_up(&mut self, link: LinkId) {
+        self.links.remove(&link);
+    }
+
+    /// Says `body` on `topic` to all peers that subscribe it. Never waits for a peer: for entries ask [`Net::flow`] before.
+    /// Not cancel safe: a message may be said or not.
+    pub(crate) async fn send(&mut self, topic: &str, body: Bytes) {
+        self.publisher.send(topic, body).await;
+    }
+
+    /// Whether entries may be sent now.
+    pub(crate) fn flow(&self) -> Flow {
+        self.feeds.flow()
+    }
+
+    /// Resolves when [`Net::flow`] may have changed, within 50 ms at the latest. Cancel safe.
+    pub(crate) async fn flow_changed(&self) {
+        self.feeds.changed().await;
+    }
+
+    /// Bytes that were dropped so far because this peer was too slow.
+    pub(crate) fn dropped(&self, run: Run) -> u64 {
+        self.feeds.dropped(run)
+    }
+
+    /// Waits up to a second until all that was sent has gone out, then ends everything.
+    pub(crate) async fn close(mut self) {
+        let deadline = Instant::now() + limits::CLOSE;
+        self.publisher.mark().await;
+        while !self.feeds.is_drained() && Instant::now() < deadline {
+            self.feeds.changed().await;
+        }
+        for (_, Link { hang_up, task }) in self.links.drain() {
+            drop(hang_up);
+            task.abort();
+            let _ = task.await;
+        }
+        self.gate.close().await;
+        let _ = timeout_at(deadline + limits::CLOSE, self.publisher.close()).await;
+    }
+}
+
+async fn bind(listen: Listen, last_port: Option<u16>) -> Result<TcpListener, StartError> {
+    let first = listen.first_choice();
+    let mut source = match TcpListener::bind(first).await {
+        Ok(listener) => return Ok(listener),
+        Err(error) => error,
+    };
+    if listen == Listen::Default {
+        for port in last_port.into_iter().chain([0]) {
+            match TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await {
+                Ok(listener) => return Ok(listener),
+                Err(error) => source = error,
+            }
+        }
+    }
+    Err(StartError::Bind { address: first.to_string(), source })
+}
+
+/// A task that ends with its owner.
+pub(crate) struct Task(JoinHandle<()>);
+
+impl Task {
+    pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) -> Task {
+        Task(tokio::spawn(task))
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }

@@ -1,1 +1,213 @@
-//! To come.
+//! Our PUB socket, and the ear that tells whether it still speaks.
+//!
+//! The `zeromq` crate's PUB drops silently and can die silently. So [`Publisher`] counts what it is given into [`Feeds`],
+//! which hold publishing back long before anything is dropped, and listens to itself: when it has said things on `mesh`
+//! for five seconds of which nothing was heard, it is made anew at a new path, and the gate ends all connections to the old.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use zeromq::{PubSocket, Socket, SocketRecv, SocketSend, SubSocket, ZmqError, ZmqMessage};
+
+use super::Task;
+use super::folder::{Folder, endpoint};
+use super::gate::feed::{Feeds, MARK_TOPIC};
+use super::gate::limits;
+use crate::metrics::Metrics;
+use crate::wire::{TOPIC_CHAT, TOPIC_MESH};
+
+/// The publisher is taken for dead when it said things for so long and at least [`UNHEARD_MIN`] times, all unheard.
+const UNHEARD: Duration = Duration::from_secs(5);
+/// A loop that hung for long says few things before the ear gets its turn.
+const UNHEARD_MIN: u32 = 5;
+
+/// Our PUB socket.
+pub(crate) struct Publisher {
+    folder: Arc<Folder>,
+    metrics: Metrics,
+    feeds: Arc<Feeds>,
+    voice: Voice,
+    watchdog: Watchdog,
+    /// Publishers made so far; names their sockets.
+    made: u64,
+    path: watch::Sender<PathBuf>,
+    /// What [`Feeds`] knew when the last mark was sent.
+    marked: u64,
+}
+
+/// A socket and the ear that is subscribed to it.
+struct Voice {
+    socket: PubSocket,
+    heard: Arc<AtomicU64>,
+    _ear: Task,
+}
+
+impl Voice {
+    async fn make(path: &std::path::Path) -> Result<Voice, ZmqError> {
+        let mut socket = PubSocket::new();
+        socket.bind(&endpoint(path)).await?;
+        let mut ear = SubSocket::new();
+        ear.subscribe(TOPIC_MESH).await?;
+        ear.connect(&endpoint(path)).await?;
+        let heard = Arc::new(AtomicU64::new(0));
+        let hears = heard.clone();
+        let ear = async move {
+            loop {
+                match ear.recv().await {
+                    Ok(_) => hears.fetch_add(1, Relaxed),
+                    Err(_) => return,
+                };
+            }
+        };
+        Ok(Voice { socket, heard, _ear: Task::spawn(ear) })
+    }
+}
+
+impl Publisher {
+    /// Binds a PUB socket in `folder`.
+    pub(crate) async fn make(folder: Arc<Folder>, metrics: Metrics, feeds: Arc<Feeds>) -> io::Result<Publisher> {
+        let path = folder.socket('p', 0);
+        let voice = Voice::make(&path).await.map_err(io::Error::other)?;
+        let path = watch::Sender::new(path);
+        Ok(Publisher { folder, metrics, feeds, voice, watchdog: Watchdog::default(), made: 1, path, marked: 0 })
+    }
+
+    /// Where it is bound.
+    pub(crate) fn path(&self) -> watch::Receiver<PathBuf> {
+        self.path.subscribe()
+    }
+
+    /// Says `body` on `topic` to all that subscribe it.
+    pub(crate) async fn send(&mut self, topic: &str, body: Bytes) {
+        if topic.len().max(body.len()) > limits::FRAME_BYTES_MAX {
+            // Every peer would cut us.
+            tracing::error!(topic, bytes = body.len(), "a message too large was not sent");
+            return;
+        }
+        let topic = match topic {
+            TOPIC_CHAT => Bytes::from_static(TOPIC_CHAT.as_bytes()),
+            TOPIC_MESH => {
+                if self.watchdog.is_dead(Instant::now(), self.voice.heard.load(Relaxed)) {
+                    self.restart().await;
+                }
+                Bytes::from_static(TOPIC_MESH.as_bytes())
+            }
+            other => Bytes::copy_from_slice(other.as_bytes()),
+        };
+        let bytes = (topic.len() + body.len()) as u64;
+        self.metrics.sent_bytes.inc_by(bytes);
+        self.say(topic, body).await;
+        if self.feeds.sent(bytes) - self.marked >= limits::MARK_EVERY_BYTES {
+            self.mark().await;
+            // Publishing in one go must not keep the gate from taking what is published.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Sends a mark; see [`super::gate::feed`].
+    pub(crate) async fn mark(&mut self) {
+        self.marked = self.feeds.sent(0);
+        let mark = Bytes::copy_from_slice(&self.marked.to_be_bytes());
+        self.say(Bytes::from_static(MARK_TOPIC), mark).await;
+    }
+
+    /// Ends the socket and removes its file. What is still in it is lost.
+    pub(crate) async fn close(self) {
+        let Voice { socket, .. } = self.voice;
+        let _ = socket.close().await;
+    }
+
+    async fn say(&mut self, topic: Bytes, body: Bytes) {
+        let mut message = ZmqMessage::from(topic);
+        message.push_back(body);
+        if let Err(error) = self.voice.socket.send(message).await {
+            tracing::warn!(%error, "the publisher does not take messages");
+        }
+    }
+
+    async fn restart(&mut self) {
+        tracing::warn!("the publisher has fallen silent and is made anew");
+        self.metrics.publisher_restarts.inc();
+        let path = self.folder.socket('p', self.made);
+        self.made += 1;
+        match Voice::make(&path).await {
+            Ok(voice) => {
+                let Voice { socket, .. } = std::mem::replace(&mut self.voice, voice);
+                self.path.send_replace(path);
+                tokio::spawn(socket.close());
+            }
+            Err(error) => tracing::error!(%error, "the publisher cannot be made anew"),
+        }
+    }
+}
+
+/// Tells from what was said and heard whether the publisher is dead.
+#[derive(Debug, Default)]
+struct Watchdog {
+    heard: u64,
+    /// When the first thing after the last one heard was said, and how many were since.
+    unheard: Option<(Instant, u32)>,
+}
+
+impl Watchdog {
+    /// Something is about to be said, `heard` were heard; begins anew when it says yes.
+    fn is_dead(&mut self, now: Instant, heard: u64) -> bool {
+        if heard != self.heard {
+            (self.heard, self.unheard) = (heard, None);
+        }
+        let (since, count) = self.unheard.unwrap_or((now, 0));
+        let dead = count >= UNHEARD_MIN && now.duration_since(since) >= UNHEARD;
+        if dead {
+            *self = Watchdog::default();
+        } else {
+            self.unheard = Some((since, count + 1));
+        }
+        dead
+    }
+}
+
+#[cfg(test)]
+impl Publisher {
+    /// Makes it dead for the watchdog: it hears nothing, and said something long ago.
+    pub(super) fn deafen(&mut self) {
+        self.voice._ear = Task::spawn(async {});
+        let now = Instant::now();
+        self.watchdog.heard = self.voice.heard.load(Relaxed);
+        self.watchdog.unheard = now.checked_sub(2 * UNHEARD).map(|since| (since, UNHEARD_MIN));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_publisher_that_is_heard_now_and_then_is_alive() {
+        let (mut watchdog, start) = (Watchdog::default(), Instant::now());
+        for second in 0..100 {
+            assert!(!watchdog.is_dead(start + Duration::from_secs(second), second / 4));
+        }
+    }
+
+    #[test]
+    fn a_silent_publisher_is_dead_after_five_seconds_and_has_a_new_life() {
+        let (mut watchdog, start) = (Watchdog::default(), Instant::now());
+        let dead: Vec<u64> =
+            (0..12).filter(|second| watchdog.is_dead(start + Duration::from_secs(*second), 0)).collect();
+        assert_eq!(dead, [5, 11]);
+    }
+
+    #[test]
+    fn a_loop_that_hung_does_not_look_like_a_dead_publisher() {
+        let (mut watchdog, start) = (Watchdog::default(), Instant::now());
+        assert!(!watchdog.is_dead(start, 0));
+        for _ in 0..4 {
+            assert!(!watchdog.is_dead(start + Duration::from_secs(60), 0));
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! A caller: a peer that has connected to hear our publisher.
+//!
+//! Owns its TCP connection and a Unix connection to the publisher. It takes whatever the publisher gives at once, whether
+//! or not the caller keeps up, into a queue bounded in bytes; a caller beyond the bound is cut. From the caller only
+//! subscriptions and PING get in.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::{Buf, Bytes};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::{Instant, timeout};
+
+use super::feed::{self, Feed, Front};
+use super::queue::{Intake, Queue};
+use super::zmtp::{self, Broken, Command, Header, Piece, Role, Walker};
+use super::{Refusal, ShakeError, Shared, limits, lock, prepare, shake};
+use crate::metrics::count;
+use crate::net::NetEvent;
+use crate::wire::TOPIC_CHAT;
+
+/// Serves a caller from its first byte to the end.
+pub(super) async fn serve(number: u64, mut tcp: TcpStream, address: SocketAddr, shared: Arc<Shared>) {
+    let handshake = Handshake { number, shared: &shared };
+    prepare(&tcp);
+    let cut = |reason| count(&shared.metrics.cut, reason);
+    let ready = match timeout(limits::HANDSHAKE, shake(&mut tcp, &shared.identity.ready(Role::Pub))).await {
+        Ok(Ok(ready)) => ready,
+        Ok(Err(ShakeError::Broken(_))) => return cut("stranger"),
+        // Also who only looked whether somebody listens.
+        Ok(Err(ShakeError::Gone)) => return,
+        Err(_) => return cut("handshake"),
+    };
+    let at_port = |port| {
+        let mut at = address;
+        at.set_port(port);
+        at
+    };
+    let peer = match shared.identity.judge(Role::Pub, &ready) {
+        Ok(peer) => peer,
+        Err(Refusal::Stranger) => return cut("stranger"),
+        Err(Refusal::Itself) => return cut("itself"),
+        Err(Refusal::Apart(reason, port)) => {
+            cut("apart");
+            let _ = shared.events.send(NetEvent::Apart { address: at_port(port), reason }).await;
+            return;
+        }
+    };
+    drop(handshake);
+    if shared.feeds.count() >= limits::CALLERS_MAX {
+        return cut("callers");
+    }
+    let mut path = shared.publisher.clone();
+    let from = path.borrow_and_update().clone();
+    let Ok(Ok(publisher)) = timeout(limits::HANDSHAKE, reach(&from)).await else {
+        tracing::warn!("the publisher does not answer");
+        return cut("publisher");
+    };
+    let feed = shared.feeds.enter(number, peer.run);
+    let mut caller = Caller {
+        shared: &shared,
+        tcp,
+        publisher,
+        number,
+        feed,
+        outgoing: Intake::new(),
+        walker: Walker::default(),
+        queue: Queue::default(),
+        pong: None,
+        incoming: Intake::new(),
+        wishes: Queue::default(),
+        topics: Vec::new(),
+    };
+    caller.wishes.push(feed::mark_subscription());
+    *lock(&shared.callers).entry(peer.run).or_default() += 1;
+    let called = NetEvent::Called { run: peer.run, address: at_port(peer.port) };
+    let end = tokio::select! {
+        end = caller.run(called) => end,
+        _ = path.changed() => End::Restart,
+    };
+    let dropped = caller.queue.bytes() as u64;
+    drop(caller);
+    let run = peer.run;
+    match end {
+        End::Gone => {}
+        End::Restart => cut("publisher"),
+        End::Idle => cut("idle"),
+        End::Broken(broken) => {
+            cut("malformed");
+            count(&shared.metrics.malformed, broken.word());
+        }
+        End::Slow => {
+            cut("slow");
+            shared.metrics.dropped_bytes.inc_by(dropped);
+            shared.feeds.drop_bytes(run, dropped);
+            let _ = shared.events.send(NetEvent::Cut { run, bytes: dropped }).await;
+        }
+    }
+    let last = {
+        let mut callers = lock(&shared.callers);
+        let connections = callers.entry(run).or_default();
+        *connections = connections.saturating_sub(1);
+        let last = *connections == 0;
+        if last {
+            callers.remove(&run);
+        }
+        last
+    };
+    if last {
+        let _ = shared.events.send(NetEvent::Left { run }).await;
+    }
+}
+
+/// Counts a caller as in handshake until it is dropped, however that comes about.
+struct Handshake<'a> {
+    number: u64,
+    shared: &'a Shared,
+}
+
+impl Drop for Handshake<'_> {
+    fn drop(&mut self) {
+        lock(&self.shared.handshakes).done(self.number);
+    }
+}
+
+/// A connection to our publisher, as a SUB.
+async fn reach(path: &std::path::Path) -> Result<UnixStream, ShakeError> {
+    let mut stream = UnixStream::connect(path).await?;
+    shake(&mut stream, &zmtp::ready(Role::Sub, &[])).await?;
+    Ok(stream)
+}
+
+/// Why a caller's connection ended.
+enum End {
+    /// One of the two sockets was closed.
+    Gone,
+    /// Our publisher was made anew.
+    Restart,
+    /// It took nothing for too long.
+    Idle,
+    /// Too much was queued for it.
+    Slow,
+    Broken(Broken),
+}
+
+impl From<io::Error> for End {
+    fn from(_: io::Error) -> End {
+        End::Gone
+    }
+}
+
+impl From<Broken> for End {
+    fn from(broken: Broken) -> End {
+        End::Broken(broken)
+    }
+}
+
+struct Caller<'a> {
+    shared: &'a Shared,
+    tcp: TcpStream,
+    publisher: UnixStream,
+    number: u64,
+    feed: Arc<Feed>,
+    /// From the publisher.
+    outgoing: Intake,
+    walker: Walker,
+    /// To the caller.
+    queue: Queue,
+    /// To be sent at the next border between messages.
+    pong: Option<Bytes>,
+    /// From the caller.
+    incoming: Intake,
+    /// To the publisher.
+    wishes: Queue,
+    /// What it subscribes.
+    topics: Vec<Bytes>,
+}
+
+impl Drop for Caller<'_> {
+    fn drop(&mut self) {
+        self.shared.feeds.leave(self.number);
+    }
+}
+
+impl Caller<'_> {
+    /// Relays until the end. `called` goes out beside: the node may be slow to take it, the publisher is drained anyhow.
+    async fn run(&mut self, called: NetEvent) -> End {
+        let events = self.shared.events.clone();
+        let (tell, relay) = (events.send(called), self.relay());
+        tokio::pin!(tell, relay);
+        tokio::select! {
+            end = &mut relay => {
+                let _ = tell.await;
+                return end;
+            }
+            _ = &mut tell => {}
+        }
+        relay.await
+    }
+
+    async fn relay(&mut self) -> End {
+        let mut moved = Instant::now();
+        loop {
+            // A busy connection must let others have their turn.
+            tokio::task::consume_budget().await;
+            let done = tokio::select! {
+                ready = self.publisher.readable() => ready.map_err(End::from).and_then(|()| self.take()),
+                ready = self.tcp.writable(), if !self.queue.is_empty() => ready.map_err(End::from),
+                ready = self.tcp.readable(), if self.wishes.bytes() < limits::COMMAND_BYTES_MAX => {
+                    ready.map_err(End::from).and_then(|()| self.hear())
+                }
+                ready = self.publisher.writable(), if !self.wishes.is_empty() => ready.map_err(End::from),
+                () = tokio::time::sleep_until(moved + limits::IDLE), if !self.queue.is_empty() => Err(End::Idle),
+            };
+            let waited = self.queue.bytes();
+            match done.and_then(|()| self.give()) {
+                Ok(bytes) if bytes > 0 || waited == 0 => moved = Instant::now(),
+                Ok(_) => {}
+                Err(end) => return end,
+            }
+        }
+    }
+
+    /// Takes what the publisher has.
+    fn take(&mut self) -> Result<(), End> {
+        let Caller { publisher, outgoing, .. } = self;
+        if outgoing.read(|bytes| publisher.try_read_buf(bytes))? == Some(0) {
+            return Err(End::Gone);
+        }
+        let mut at = 0;
+        loop {
+            let bytes = &mut self.outgoing.bytes;
+            if self.walker.at_border() {
+                if let Some(pong) = self.pong.take() {
+                    self.queue.push(bytes.split_to(at).freeze());
+                    self.queue.push(pong);
+                    at = 0;
+                }
+                match Front::of(&bytes[at..]) {
+                    Front::Mark(sent) => {
+                        self.queue.push(bytes.split_to(at).freeze());
+                        bytes.advance(feed::MARK_BYTES);
+                        at = 0;
+                        self.shared.feeds.seen(&self.feed, sent);
+                        continue;
+                    }
+                    Front::Part => break,
+                    Front::Other => {}
+                }
+            }
+            match self.walker.step(&bytes[at..])? {
+                Some(Piece::Message(bytes)) => at += bytes,
+                Some(Piece::Command(..)) => return Err(Broken::Command.into()),
+                None => break,
+            }
+        }
+        self.queue.push(self.outgoing.bytes.split_to(at).freeze());
+        Ok(())
+    }
+
+    /// Writes what can be written, both ways; gives the bytes that the caller took.
+    fn give(&mut self) -> Result<usize, End> {
+        if self.walker.at_border()
+            && let Some(pong) = self.pong.take()
+        {
+            self.queue.push(pong);
+        }
+        let Caller { tcp, publisher, .. } = self;
+        let bytes = self.queue.write(|slices| tcp.try_write_vectored(slices))?;
+        self.wishes.write(|slices| publisher.try_write_vectored(slices))?;
+        self.shared.feeds.took(&self.feed, bytes);
+        match self.shared.feeds.queued(&self.feed, self.queue.bytes()) {
+            true => Err(End::Slow),
+            false => Ok(bytes),
+        }
+    }
+
+    /// Reads what the caller wants.
+    fn hear(&mut self) -> Result<(), End> {
+        let Caller { tcp, incoming, .. } = self;
+        if incoming.read(|bytes| tcp.try_read_buf(bytes))? == Some(0) {
+            return Err(End::Gone);
+        }
+        while let Some(header) = Header::parse(&self.incoming.bytes)? {
+            if !header.command && (header.more || header.len > 1 + limits::SUBSCRIPTION_BYTES_MAX) {
+                return Err(Broken::Subscription.into());
+            }
+            if self.incoming.bytes.len() < header.bytes + header.len {
+                break;
+            }
+            self.incoming.bytes.advance(header.bytes);
+            let body = self.incoming.bytes.split_to(header.len).freeze();
+            if header.command {
+                match Command::parse(&body)? {
+                    Command::Subscribe(topic) => self.want(true, body.slice_ref(topic))?,
+                    Command::Cancel(topic) => self.want(false, body.slice_ref(topic))?,
+                    Command::Ping(context) => self.pong = Some(zmtp::pong(context)),
+                    Command::Pong => {}
+                }
+            } else {
+                match body.first() {
+                    Some(wanted @ (0 | 1)) => self.want(*wanted == 1, body.slice(1..))?,
+                    _ => return Err(Broken::Subscription.into()),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Passes a subscription on. Each topic counts once, however often it is asked for.
+    fn want(&mut self, wanted: bool, topic: Bytes) -> Result<(), Broken> {
+        if topic.len() > limits::SUBSCRIPTION_BYTES_MAX {
+            return Err(Broken::Subscription);
+        }
+        match (wanted, self.topics.iter().position(|other| *other == topic)) {
+            (true, None) if self.topics.len() >= limits::SUBSCRIPTIONS_MAX => return Err(Broken::Subscription),
+            // Copied: a slice would hold the whole block it was read in.
+            (true, None) => self.topics.push(Bytes::copy_from_slice(&topic)),
+            (false, Some(index)) => drop(self.topics.swap_remove(index)),
+            _ => return Ok(()),
+        }
+        self.wishes.push(zmtp::subscription(wanted, &topic));
+        let entries = self.topics.iter().any(|topic| TOPIC_CHAT.as_bytes().starts_with(topic));
+        self.shared.feeds.subscribed(&self.feed, entries);
+        Ok(())
+    }
+}

@@ -1,0 +1,54 @@
+//! Every limit of the gate, in one place. What happens at each is said beside it and counted in `hubless_cut`.
+
+use std::time::Duration;
+
+/// A TCP connection that is not there by then counts as unreachable.
+pub(crate) const DIAL: Duration = Duration::from_secs(1);
+/// A handshake that is not through by then is given up.
+pub(crate) const HANDSHAKE: Duration = Duration::from_secs(3);
+/// Callers that named themselves; one more is refused.
+pub(crate) const CALLERS_MAX: usize = 512;
+/// Callers in handshake; one more ends the oldest.
+pub(crate) const HANDSHAKES_MAX: usize = 128;
+/// Callers in handshake from one address; one more ends the oldest of these.
+pub(crate) const HANDSHAKES_PER_ADDRESS_MAX: usize = 32;
+/// The largest READY; a larger one ends the handshake. Ours has about 200 bytes.
+pub(crate) const READY_BYTES_MAX: usize = 1024;
+/// The largest other command; a larger one cuts the connection.
+pub(crate) const COMMAND_BYTES_MAX: usize = 4096;
+/// The largest frame; a larger one cuts the connection.
+pub(crate) const FRAME_BYTES_MAX: usize = crate::wire::FRAME_BYTES_MAX;
+/// The most frames of one message; one more cuts the connection.
+pub(crate) const PARTS_MAX: u8 = 2;
+/// Subscriptions of one caller; one more cuts it.
+pub(crate) const SUBSCRIPTIONS_MAX: usize = 64;
+/// The longest subscription; a longer one cuts the caller.
+pub(crate) const SUBSCRIPTION_BYTES_MAX: usize = 128;
+/// A dialled peer that sends nothing (each sends a heartbeat a second), or a caller that takes nothing of what is queued
+/// for it, for so long is cut.
+pub(crate) const IDLE: Duration = Duration::from_secs(60);
+/// Bytes queued for one caller; beyond, it is cut and told so by [`NetEvent::Cut`](crate::net::NetEvent::Cut).
+pub(crate) const QUEUE_BYTES_MAX: usize = 32 << 20;
+/// Bytes queued for all callers; beyond, a caller with more than its share is cut.
+pub(crate) const QUEUES_BYTES_MAX: usize = 256 << 20;
+/// Bytes on their way through the publisher to one caller; beyond, publishing waits. The publisher itself drops messages
+/// silently, but only beyond 100,000 of them.
+pub(crate) const INSIDE_BYTES_MAX: u64 = 1 << 20;
+/// A caller whose bytes did not move through the publisher for so long is not waited for.
+pub(crate) const INSIDE_STALL: Duration = Duration::from_millis(100);
+/// A caller with more queued than this is behind; while all that take messages are, publishing waits.
+pub(crate) const BEHIND_BYTES: usize = 4 << 20;
+/// A caller takes messages if it took bytes within this time.
+pub(crate) const TAKES: Duration = Duration::from_secs(1);
+/// A caller counts for flow once it has been subscribed for so long.
+pub(crate) const SETTLED: Duration = Duration::from_secs(1);
+/// A mark follows so many bytes through the publisher; see [`super::feed`].
+pub(crate) const MARK_EVERY_BYTES: u64 = 128 << 10;
+/// Least and most bytes of one read.
+pub(crate) const READ_BYTES: (usize, usize) = (16 << 10, 128 << 10);
+/// Least and most pause after `accept` has failed (no descriptors left), doubling.
+pub(crate) const ACCEPT_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+/// How long closing waits for queues to empty.
+pub(crate) const CLOSE: Duration = Duration::from_secs(1);
+/// Runs whose dropped bytes are remembered; further ones are only counted in the metrics.
+pub(crate) const DROPPED_RUNS_MAX: usize = 1024;

@@ -1,0 +1,193 @@
+//! A peer that we dial to hear.
+//!
+//! Owns the TCP connection and, once the handshake is through, a Unix connection to the link's SUB socket. Every frame
+//! header is checked before it is passed on. When the socket is not read, the relay does not read TCP either, so the peer
+//! finds out; it holds no more than one read.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use bytes::Buf;
+use tokio::net::{TcpStream, UnixListener, UnixStream};
+use tokio::time::{Instant, timeout};
+
+use super::queue::{Intake, Queue};
+use super::zmtp::{self, Broken, Command, Header, Piece, Role, Walker};
+use super::{Identity, Peer, Refusal, ShakeError, limits, prepare, shake};
+use crate::metrics::{Metrics, count};
+use crate::net::DialError;
+
+/// Connects to `address` and asks who is there.
+pub(crate) async fn dial(address: SocketAddr, identity: &Identity) -> Result<(TcpStream, Peer), DialError> {
+    let mut tcp = match timeout(limits::DIAL, TcpStream::connect(address)).await {
+        Ok(Ok(tcp)) => tcp,
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => return Err(DialError::Refused),
+        Ok(Err(_)) | Err(_) => return Err(DialError::Unreachable),
+    };
+    prepare(&tcp);
+    let ready = match timeout(limits::HANDSHAKE, shake(&mut tcp, &identity.ready(Role::Sub))).await {
+        Ok(Ok(ready)) => ready,
+        Ok(Err(ShakeError::Broken(_))) => return Err(DialError::Stranger),
+        Ok(Err(ShakeError::Gone)) | Err(_) => return Err(DialError::Unreachable),
+    };
+    match identity.judge(Role::Sub, &ready) {
+        Ok(peer) => Ok((tcp, peer)),
+        Err(Refusal::Stranger) => Err(DialError::Stranger),
+        Err(Refusal::Itself) => Err(DialError::Itself),
+        Err(Refusal::Apart(apart, _)) => Err(DialError::Apart(apart)),
+    }
+}
+
+/// Waits for our SUB socket on `path`, which `listener` is bound to, and is a PUB to it.
+async fn meet(listener: UnixListener, path: &Path) -> Result<UnixStream, ShakeError> {
+    let accepted = listener.accept().await;
+    drop(listener);
+    // Whatever becomes of it: nobody connects here again.
+    let _ = std::fs::remove_file(path);
+    let (mut socket, _) = accepted?;
+    shake(&mut socket, &zmtp::ready(Role::Pub, &[])).await?;
+    Ok(socket)
+}
+
+/// Relays between the peer and our SUB socket until either ends. When the peer ends, the socket still gets all that the
+/// peer sent, and then the end.
+pub(crate) async fn relay(tcp: TcpStream, listener: UnixListener, path: impl AsRef<Path>, metrics: Metrics) {
+    let Ok(Ok(socket)) = timeout(limits::HANDSHAKE, meet(listener, path.as_ref())).await else { return };
+    let mut relay = Relay {
+        tcp,
+        socket,
+        incoming: Intake::new(),
+        walker: Walker::default(),
+        to_socket: Queue::default(),
+        ended: false,
+        asked: Intake::new(),
+        to_peer: Queue::default(),
+    };
+    match relay.run().await {
+        End::Gone => {}
+        End::Idle => count(&metrics.cut, "idle"),
+        End::Broken(broken) => {
+            count(&metrics.cut, "malformed");
+            count(&metrics.malformed, broken.word());
+        }
+    }
+}
+
+/// Why it ended.
+enum End {
+    Gone,
+    /// Nothing came for too long.
+    Idle,
+    Broken(Broken),
+}
+
+impl From<io::Error> for End {
+    fn from(_: io::Error) -> End {
+        End::Gone
+    }
+}
+
+impl From<Broken> for End {
+    fn from(broken: Broken) -> End {
+        End::Broken(broken)
+    }
+}
+
+struct Relay {
+    tcp: TcpStream,
+    socket: UnixStream,
+    /// From the peer.
+    incoming: Intake,
+    walker: Walker,
+    to_socket: Queue,
+    /// The peer sends no more.
+    ended: bool,
+    /// From our SUB socket.
+    asked: Intake,
+    to_peer: Queue,
+}
+
+impl Relay {
+    async fn run(&mut self) -> End {
+        let mut heard = Instant::now();
+        loop {
+            tokio::task::consume_budget().await;
+            let free = self.to_socket.is_empty();
+            if self.ended && free {
+                return End::Gone;
+            }
+            let done = tokio::select! {
+                ready = self.tcp.readable(), if free && self.to_peer.bytes() < limits::COMMAND_BYTES_MAX => {
+                    heard = Instant::now();
+                    ready.map_err(End::from).and_then(|()| self.hear())
+                }
+                ready = self.socket.writable(), if !free => {
+                    // While the socket is not read, the silence is ours.
+                    heard = Instant::now();
+                    ready.map_err(End::from)
+                }
+                ready = self.socket.readable() => ready.map_err(End::from).and_then(|()| self.ask()),
+                ready = self.tcp.writable(), if !self.to_peer.is_empty() => ready.map_err(End::from),
+                () = tokio::time::sleep_until(heard + limits::IDLE), if free => Err(End::Idle),
+            };
+            if let Err(end) = done.and_then(|()| self.give()) {
+                return end;
+            }
+        }
+    }
+
+    /// Reads what the peer sends, and checks it.
+    fn hear(&mut self) -> Result<(), End> {
+        let Relay { tcp, incoming, .. } = self;
+        // A connection that was reset gave all that there was, too.
+        self.ended = !matches!(incoming.read(|bytes| tcp.try_read_buf(bytes)), Ok(None | Some(1..)));
+        let mut at = 0;
+        loop {
+            let bytes = &mut self.incoming.bytes;
+            match self.walker.step(&bytes[at..])? {
+                Some(Piece::Message(bytes)) => at += bytes,
+                Some(Piece::Command(head, body)) => {
+                    self.to_socket.push(bytes.split_to(at).freeze());
+                    at = 0;
+                    match Command::parse(&bytes[head..head + body])? {
+                        Command::Ping(context) => self.to_peer.push(zmtp::pong(context)),
+                        Command::Pong => {}
+                        Command::Subscribe(_) | Command::Cancel(_) => return Err(Broken::Command.into()),
+                    }
+                    bytes.advance(head + body);
+                }
+                None => break,
+            }
+        }
+        self.to_socket.push(self.incoming.bytes.split_to(at).freeze());
+        Ok(())
+    }
+
+    /// Reads what our socket subscribes, whole messages only, so that a PONG fits between.
+    fn ask(&mut self) -> Result<(), End> {
+        let Relay { socket, asked, .. } = self;
+        if asked.read(|bytes| socket.try_read_buf(bytes))? == Some(0) {
+            return Err(End::Gone);
+        }
+        let mut at = 0;
+        while let Some(header) = Header::parse(&self.asked.bytes[at..])? {
+            if self.asked.bytes.len() - at < header.bytes + header.len {
+                break;
+            }
+            at += header.bytes + header.len;
+        }
+        self.to_peer.push(self.asked.bytes.split_to(at).freeze());
+        Ok(())
+    }
+
+    fn give(&mut self) -> Result<(), End> {
+        let Relay { tcp, socket, .. } = self;
+        self.to_socket.write(|slices| socket.try_write_vectored(slices))?;
+        if self.to_peer.write(|slices| tcp.try_write_vectored(slices)).is_err() {
+            // What it sent before it went is still to be read.
+            self.to_peer = Queue::default();
+        }
+        Ok(())
+    }
+}
