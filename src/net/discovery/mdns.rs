@@ -14,8 +14,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{mpsc, watch};
 
 use super::interfaces::Survey;
-use super::ladder::{ADDRESSES_MAX, is_dialable};
-use super::{Candidate, Options, Stop};
+use super::ladder::ADDRESSES_MAX;
+use super::{Candidate, Options, Stop, is_dialable};
 use crate::handle::FoundBy;
 use crate::id::{Room, Run};
 

@@ -4,6 +4,7 @@
 //! yields [`Candidate`]s; [`memory`] and gossip yield more. The [`ladder`] decides whom of them to dial. Discovery says
 //! where a node may be, never that it lives: that is for heartbeats to tell.
 
+pub(crate) mod apart;
 pub(crate) mod interfaces;
 pub(crate) mod ladder;
 #[cfg(feature = "mdns")]
@@ -11,7 +12,7 @@ mod mdns;
 pub(crate) mod memory;
 mod seeds;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -83,6 +84,7 @@ impl Discovery {
     /// # Errors
     /// [`StartError::Config`] for an interface that does not exist.
     pub(crate) fn start(options: Options) -> Result<(Discovery, mpsc::Receiver<Candidate>), StartError> {
+        tracing::debug!(run = %options.run, mesh = options.mesh, version = options.version, mdns = options.mdns, "discovery starts");
         let policy = Policy::new(&options.interfaces, options.listen)?;
         let first = policy
             .survey()
@@ -114,6 +116,21 @@ impl Discovery {
         // What has not ended by then is aborted when the set is dropped.
         let _ = tokio::time::timeout(SHUTDOWN_TIME, async { while tasks.join_next().await.is_some() {} }).await;
     }
+}
+
+/// Whether an address may be passed on or taken by gossip over a link that runs (or does not run) on loopback: loopback
+/// means another machine to everybody else.
+pub(crate) fn gossip_fit(address: SocketAddr, via_loopback: bool) -> bool {
+    is_dialable(address) && (via_loopback || !address.ip().to_canonical().is_loopback())
+}
+
+/// Whether a node can be behind `address`. Link-local IPv6 needs a scope, which is another one on every machine.
+pub(crate) fn is_dialable(address: SocketAddr) -> bool {
+    let ip = match address.ip().to_canonical() {
+        IpAddr::V4(ip) => ip != Ipv4Addr::BROADCAST,
+        IpAddr::V6(ip) => !ip.is_unicast_link_local(),
+    };
+    ip && address.port() != 0 && !address.ip().is_unspecified() && !address.ip().is_multicast()
 }
 
 /// Keeps the survey up to date.
@@ -168,6 +185,17 @@ mod tests {
         assert_eq!(discovery.survey().borrow().addresses(), ["127.0.0.1:5".parse().unwrap()]);
         discovery.shutdown().await;
         assert_eq!(candidates.recv().await, None);
+    }
+
+    #[test]
+    fn loopback_is_gossiped_over_loopback_only() {
+        let local = SocketAddr::from(([127, 0, 0, 1], 1));
+        assert!(gossip_fit(local, true) && !gossip_fit(local, false));
+        assert!(gossip_fit("10.0.0.1:5".parse().unwrap(), false));
+        for bad in ["0.0.0.0:1", "10.0.0.1:0", "224.0.0.1:5", "255.255.255.255:5", "[fe80::1]:5", "[::]:1"] {
+            assert!(!gossip_fit(bad.parse().unwrap(), true), "{bad}");
+        }
+        assert!(!gossip_fit("[::ffff:127.0.0.1]:1".parse().unwrap(), false));
     }
 
     #[tokio::test]
