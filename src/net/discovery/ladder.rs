@@ -567,7 +567,8 @@ mod tests {
     #[test]
     fn news_resets_the_back_off_but_gossip_does_not() {
         let hearsay = |ladder: &mut Ladder, now| ladder.found(now, candidate(Some(run(1)), FoundBy::Gossip, &[at(1)]));
-        let news: [(fn(&mut Ladder, Instant), bool); 4] = [
+        type News = fn(&mut Ladder, Instant);
+        let news: [(News, bool); 4] = [
             (|ladder, now| ladder.found(now, mdns(1, &[at(1)])), true),
             (|ladder, now| ladder.called(now, run(1), at(1)), true),
             (|ladder, now| ladder.interfaces_changed(now), true),

@@ -1,7 +1,7 @@
 //! Discovery: finds out where other nodes may be.
 //!
-//! [`Discovery`] runs the rungs that need the network (mDNS and the seeds) as tasks on the runtime it is started on, and
-//! yields [`Candidate`]s; [`memory`] and gossip yield more. The [`ladder`] decides whom of them to dial. Discovery says
+//! `Discovery` runs the rungs that need the network (mDNS and the seeds) as tasks on the runtime it is started on, and
+//! yields `Candidate`s; `memory` and gossip yield more. The `ladder` decides whom of them to dial. Discovery says
 //! where a node may be, never that it lives: that is for heartbeats to tell.
 
 pub(crate) mod apart;
@@ -71,6 +71,8 @@ pub(crate) struct Options {
 #[derive(Debug)]
 pub(crate) struct Discovery {
     survey: watch::Receiver<Arc<Survey>>,
+    /// Keeps the receiver open where no rung runs.
+    found: mpsc::Sender<Candidate>,
     stop: watch::Sender<()>,
     tasks: JoinSet<()>,
 }
@@ -79,7 +81,7 @@ pub(crate) struct Discovery {
 type Stop = watch::Receiver<()>;
 
 impl Discovery {
-    /// Starts the rungs on the current runtime, and yields what they find.
+    /// Starts the rungs on the current runtime, and yields what they find until [`shutdown`](Discovery::shutdown).
     ///
     /// # Errors
     /// [`StartError::Config`] for an interface that does not exist.
@@ -99,9 +101,9 @@ impl Discovery {
         }
         #[cfg(feature = "mdns")]
         if options.mdns {
-            tasks.spawn(mdns::run(options, survey.clone(), found, stopped));
+            tasks.spawn(mdns::run(options, survey.clone(), found.clone(), stopped));
         }
-        Ok((Discovery { survey, stop, tasks }, candidates))
+        Ok((Discovery { survey, found, stop, tasks }, candidates))
     }
 
     /// The interfaces, and told when they change.
@@ -111,8 +113,8 @@ impl Discovery {
 
     /// Says goodbye and ends all tasks, in half a second at most.
     pub(crate) async fn shutdown(self) {
-        let Discovery { stop, mut tasks, .. } = self;
-        drop(stop);
+        let Discovery { survey: _, found, stop, mut tasks } = self;
+        drop((found, stop));
         // What has not ended by then is aborted when the set is dropped.
         let _ = tokio::time::timeout(SHUTDOWN_TIME, async { while tasks.join_next().await.is_some() {} }).await;
     }
@@ -196,6 +198,14 @@ mod tests {
             assert!(!gossip_fit(bad.parse().unwrap(), true), "{bad}");
         }
         assert!(!gossip_fit("[::ffff:127.0.0.1]:1".parse().unwrap(), false));
+    }
+
+    #[tokio::test]
+    async fn without_rungs_the_candidates_wait_for_shutdown() {
+        let (discovery, mut candidates) = Discovery::start(options(&[])).unwrap();
+        assert_eq!(candidates.try_recv(), Err(mpsc::error::TryRecvError::Empty));
+        discovery.shutdown().await;
+        assert_eq!(candidates.try_recv(), Err(mpsc::error::TryRecvError::Disconnected));
     }
 
     #[tokio::test]
