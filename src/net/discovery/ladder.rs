@@ -6,12 +6,13 @@
 //! somebody answers there.
 
 use std::collections::VecDeque;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::Candidate;
+use super::apart::{Neighbours, Notice};
+use super::{Candidate, is_dialable};
 use crate::handle::FoundBy;
-use crate::id::{Room, Run};
+use crate::id::Run;
 use crate::net::{Apart, DialError};
 
 /// Peers, linked or not, that are known at a time. The one longest without news makes room.
@@ -22,7 +23,7 @@ pub(crate) const ADDRESSES_MAX: usize = 8;
 pub(crate) const DIALS_MAX: usize = 16;
 
 const BACK_OFF_MIN: Duration = Duration::from_millis(100);
-/// The longest wait for a peer known within [`RECENT`].
+/// The longest wait for a peer that gave a sign within [`RECENT`].
 const BACK_OFF_RECENT: Duration = Duration::from_secs(2);
 /// The longest wait for any other.
 const BACK_OFF_MAX: Duration = Duration::from_secs(30);
@@ -31,8 +32,6 @@ const RECENT: Duration = Duration::from_secs(3_600);
 const FORGET: Duration = Duration::from_secs(86_400);
 const REFUSALS: usize = 3;
 const REFUSED_WITHIN: Duration = Duration::from_secs(3);
-const NOTICE_EVERY: Duration = Duration::from_secs(60);
-const NOTICES_MAX: usize = 16;
 
 /// Whom to dial next. See the module's head.
 ///
@@ -42,27 +41,14 @@ const NOTICES_MAX: usize = 16;
 #[derive(Debug)]
 pub(crate) struct Ladder {
     own: Run,
-    mesh: String,
-    version: u8,
+    neighbours: Neighbours,
     random: u64,
     peers: Vec<Peer>,
     dialling: Vec<SocketAddr>,
     /// Addresses at which this node met itself.
     itself: VecDeque<SocketAddr>,
-    /// Neighbours kept apart, and when that was last told.
-    told: VecDeque<(SocketAddr, Instant)>,
-    notices: VecDeque<Notice>,
     /// When the next door is due; unknown after a change.
     wake: Option<Option<Instant>>,
-}
-
-/// A neighbour that is kept apart, for a person to read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Notice {
-    /// Where it is.
-    pub address: SocketAddr,
-    /// Why it is kept apart, and what to do.
-    pub reason: String,
 }
 
 #[derive(Debug)]
@@ -70,8 +56,11 @@ struct Peer {
     /// None until somebody answered or was named here.
     run: Option<Run>,
     found_by: FoundBy,
-    /// The last news of it, or the last time it was heard.
+    /// When it was last found or heard.
     known: Instant,
+    /// When it last gave a sign of its own: it was heard, called, or announced itself. Gossip and memory are hearsay; a
+    /// seed gets the benefit of the doubt.
+    sign: Option<Instant>,
     links: usize,
     /// A link is wanted beside the one that is there.
     second: bool,
@@ -96,29 +85,22 @@ impl Ladder {
     pub(crate) fn new(own: Run, mesh: &str, version: u8, seed: u64) -> Ladder {
         Ladder {
             own,
-            mesh: mesh.into(),
-            version,
+            neighbours: Neighbours::new(mesh, version),
             random: seed,
             peers: Vec::new(),
             dialling: Vec::new(),
             itself: VecDeque::new(),
-            told: VecDeque::new(),
-            notices: VecDeque::new(),
             wake: None,
         }
     }
 
     /// A rung has found somebody. News from mDNS is dialled at once, whatever the back-off.
     pub(crate) fn found(&mut self, now: Instant, candidate: Candidate) {
-        let Candidate { addresses, run, found_by, mesh, version } = candidate;
-        if run == Some(self.own) {
+        if candidate.run == Some(self.own) {
             return;
         }
-        // The version first: what another version says of its mesh may mean something else.
-        let apart = version
-            .filter(|version| *version != self.version)
-            .map(Apart::Version)
-            .or_else(|| mesh.filter(|mesh| *mesh != self.mesh).map(Apart::Mesh));
+        let apart = self.neighbours.judge(&candidate);
+        let Candidate { addresses, run, found_by, .. } = candidate;
         match (apart, run) {
             (Some(apart), _) => {
                 if let Some(address) = addresses.first() {
@@ -139,15 +121,7 @@ impl Ladder {
 
     /// A neighbour must be kept apart. The next [`notice`](Ladder::notice) says so, at most once a minute for each.
     pub(crate) fn apart(&mut self, now: Instant, address: SocketAddr, apart: &Apart) {
-        self.told.retain(|(_, at)| now.saturating_duration_since(*at) < NOTICE_EVERY);
-        if self.told.iter().any(|(told, _)| *told == address)
-            || self.told.len() == PEERS_MAX
-            || self.notices.len() == NOTICES_MAX
-        {
-            return;
-        }
-        self.told.push_back((address, now));
-        self.notices.push_back(Notice { address, reason: self.reason(address, apart) });
+        self.neighbours.tell(now, address, apart);
     }
 
     /// Interfaces or addresses of this machine have changed: everybody may be reached now.
@@ -176,7 +150,7 @@ impl Ladder {
         if let Some(peer) = self.peer_mut(run) {
             peer.links += 1;
             peer.second = false;
-            peer.known = now;
+            peer.gave_sign(now);
             peer.reset(now);
             peer.doors.iter_mut().for_each(|door| {
                 door.refused.clear();
@@ -190,7 +164,7 @@ impl Ladder {
         self.wake = None;
         if let Some(peer) = self.peer_mut(run) {
             peer.links = peer.links.saturating_sub(1);
-            peer.known = now;
+            peer.gave_sign(now);
             if peer.links == 0 {
                 peer.reset(now);
             }
@@ -215,8 +189,7 @@ impl Ladder {
             DialError::Refused | DialError::Unreachable | DialError::Stranger => {}
         }
         for peer in &mut self.peers {
-            let recent = (peer.run.is_some() || peer.found_by != FoundBy::Memory)
-                && now.saturating_duration_since(peer.known) < RECENT;
+            let recent = peer.sign.is_some_and(|sign| now.saturating_duration_since(sign) < RECENT);
             for door in peer.doors.iter_mut().filter(|door| door.address == address) {
                 let longest = match error {
                     DialError::Refused | DialError::Unreachable if recent => BACK_OFF_RECENT,
@@ -259,7 +232,7 @@ impl Ladder {
     /// `run` lives: no second link is wanted.
     pub(crate) fn heard(&mut self, now: Instant, run: Run) {
         if let Some(peer) = self.peer_mut(run) {
-            peer.known = now;
+            peer.gave_sign(now);
             if peer.second {
                 peer.second = false;
                 self.wake = None;
@@ -323,7 +296,7 @@ impl Ladder {
 
     /// The next notice of a neighbour kept apart.
     pub(crate) fn notice(&mut self) -> Option<Notice> {
-        self.notices.pop_front()
+        self.neighbours.next()
     }
 
     /// How `run` was found first.
@@ -355,8 +328,7 @@ impl Ladder {
             if !self.make_room() {
                 return;
             }
-            let peer = Peer { run: Some(run), found_by, known: now, links: 0, second: false, doors: Vec::new() };
-            self.peers.push(peer);
+            self.peers.push(Peer::new(now, Some(run), found_by));
         }
         let Some(place) = self.peers.iter().position(|peer| peer.run == Some(run)) else { return };
         let peer = &mut self.peers[place];
@@ -364,7 +336,7 @@ impl Ladder {
             peer.add_door(now, address, &self.dialling);
         }
         if news {
-            peer.known = now;
+            peer.gave_sign(now);
             peer.reset(now);
         }
     }
@@ -377,8 +349,9 @@ impl Ladder {
             return;
         }
         self.wake = None;
-        let doors = vec![Door::new(now, address)];
-        self.peers.push(Peer { run: None, found_by, known: now, links: 0, second: false, doors });
+        let mut peer = Peer::new(now, None, found_by);
+        peer.add_door(now, address, &self.dialling);
+        self.peers.push(peer);
     }
 
     /// Whether there is room for one more peer, by letting go of the one longest without news if need be.
@@ -404,27 +377,19 @@ impl Ladder {
     fn peer_mut(&mut self, run: Run) -> Option<&mut Peer> {
         self.peers.iter_mut().find(|peer| peer.run == Some(run))
     }
-
-    fn reason(&self, address: SocketAddr, apart: &Apart) -> String {
-        let (own_mesh, own) = (&self.mesh, self.version);
-        match apart {
-            Apart::Mesh(mesh) if Room::is_valid(mesh) => format!(
-                "{address} is on mesh `{mesh}`, this node is on `{own_mesh}`: start this one with --mesh {mesh} or that \
-                 one with --mesh {own_mesh}"
-            ),
-            // Whatever it says does not belong on a terminal.
-            Apart::Mesh(_) => format!(
-                "{address} is on another mesh, this node is on `{own_mesh}`: start that one with --mesh {own_mesh}"
-            ),
-            Apart::Version(theirs) => {
-                let older = if *theirs > own { "this node" } else { "that one" };
-                format!("{address} speaks version {theirs} of the wire, this node speaks {own}: update {older}")
-            }
-        }
-    }
 }
 
 impl Peer {
+    fn new(now: Instant, run: Option<Run>, found_by: FoundBy) -> Peer {
+        let sign = (found_by == FoundBy::Seed).then_some(now);
+        Peer { run, found_by, known: now, sign, links: 0, second: false, doors: Vec::new() }
+    }
+
+    fn gave_sign(&mut self, now: Instant) {
+        self.known = now;
+        self.sign = Some(now);
+    }
+
     fn wants_link(&self) -> bool {
         self.links == 0 || self.second
     }
@@ -458,21 +423,6 @@ impl Door {
     fn new(now: Instant, address: SocketAddr) -> Door {
         Door { address, failures: 0, due: now, dialled: None, proven: false, refused: VecDeque::new() }
     }
-}
-
-/// Whether an address may be passed on or taken by gossip over a link that runs (or does not run) on loopback: loopback
-/// means another machine to everybody else.
-pub(crate) fn gossip_fit(address: SocketAddr, via_loopback: bool) -> bool {
-    is_dialable(address) && (via_loopback || !address.ip().to_canonical().is_loopback())
-}
-
-/// Whether a node can be behind `address`. Link-local IPv6 needs a scope, which is another one on every machine.
-pub(crate) fn is_dialable(address: SocketAddr) -> bool {
-    let ip = match address.ip().to_canonical() {
-        IpAddr::V4(ip) => ip != Ipv4Addr::BROADCAST,
-        IpAddr::V6(ip) => !ip.is_unicast_link_local(),
-    };
-    ip && address.port() != 0 && !address.ip().is_unspecified() && !address.ip().is_multicast()
 }
 
 /// Twice as long after each failure, anywhere in the upper half, so that nodes that failed together part.
@@ -575,8 +525,8 @@ mod tests {
         assert_eq!(due(&mut ladder, now).len(), 1);
     }
 
-    /// Lets every dial fail over `time` and answers how many there were and the longest wait between two.
-    fn dials(ladder: &mut Ladder, start: Instant, time: Duration) -> (usize, Duration) {
+    /// Lets every dial fail over `time`; answers how many there were, the longest wait between two, and the last one.
+    fn dials(ladder: &mut Ladder, start: Instant, time: Duration) -> (usize, Duration, Instant) {
         let (mut now, mut count, mut longest) = (start, 0, Duration::ZERO);
         while let Some(wake) = ladder.next_wake().filter(|wake| *wake <= start + time) {
             longest = longest.max(wake.saturating_duration_since(now));
@@ -586,16 +536,16 @@ mod tests {
                 ladder.failed(now, address, &DialError::Unreachable);
             }
         }
-        (count, longest)
+        (count, longest, now)
     }
 
     #[test]
     fn back_off_ends_at_2_s_within_the_hour_and_at_30_s_after() {
         let (mut ladder, now) = ladder();
         ladder.found(now, mdns(1, &[at(1)]));
-        let (count, longest) = dials(&mut ladder, now, 3_500 * SECOND);
+        let (count, longest, _) = dials(&mut ladder, now, 3_500 * SECOND);
         assert!((1_750..3_500).contains(&count) && longest <= 2 * SECOND, "{count} {longest:?}");
-        let (count, longest) = dials(&mut ladder, now + 3_600 * SECOND, 3_600 * SECOND);
+        let (count, longest, _) = dials(&mut ladder, now + 3_600 * SECOND, 3_600 * SECOND);
         assert!((120..260).contains(&count), "{count}");
         assert!(longest > 15 * SECOND && longest <= 30 * SECOND, "{longest:?}");
         dials(&mut ladder, now + 7_200 * SECOND, FORGET);
@@ -603,33 +553,33 @@ mod tests {
     }
 
     #[test]
-    fn remembered_addresses_are_dialled_more_seldom() {
-        let (mut ladder, now) = ladder();
-        ladder.found(now, candidate(None, FoundBy::Memory, &[at(1)]));
-        let (count, _) = dials(&mut ladder, now, 600 * SECOND);
-        assert!((20..60).contains(&count), "{count}");
+    fn hearsay_is_dialled_more_seldom_than_a_seed() {
+        for (run, found_by, fewest, most) in
+            [(None, FoundBy::Memory, 20, 60), (Some(run(1)), FoundBy::Gossip, 20, 60), (None, FoundBy::Seed, 300, 600)]
+        {
+            let (mut ladder, now) = ladder();
+            ladder.found(now, candidate(run, found_by, &[at(1)]));
+            let (count, ..) = dials(&mut ladder, now, 600 * SECOND);
+            assert!((fewest..most).contains(&count), "{found_by:?} {count}");
+        }
     }
 
     #[test]
     fn news_resets_the_back_off_but_gossip_does_not() {
-        let (mut ladder, now) = ladder();
-        ladder.found(now, mdns(1, &[at(1)]));
-        dials(&mut ladder, now, 600 * SECOND);
-        let later = now + 600 * SECOND;
-        ladder.found(later, candidate(Some(run(1)), FoundBy::Gossip, &[at(1)]));
-        let wake = ladder.next_wake().unwrap();
-        assert!(wake > later);
-        let soon = later + BACK_OFF_MIN;
-        for news in [
-            (|ladder, now| ladder.found(now, mdns(1, &[at(1)]))) as fn(&mut Ladder, Instant),
-            |ladder, now| ladder.called(now, run(1), at(1)),
-            |ladder, now| ladder.interfaces_changed(now),
-        ] {
-            let (mut ladder, now) = (Ladder::new(run(0), "default", 1, 7), now);
-            ladder.found(now, mdns(1, &[at(1)]));
-            dials(&mut ladder, now, 600 * SECOND);
-            news(&mut ladder, later);
-            assert!(ladder.next_wake().unwrap() <= soon);
+        let hearsay = |ladder: &mut Ladder, now| ladder.found(now, candidate(Some(run(1)), FoundBy::Gossip, &[at(1)]));
+        type News = fn(&mut Ladder, Instant);
+        let news: [(News, bool); 4] = [
+            (|ladder, now| ladder.found(now, mdns(1, &[at(1)])), true),
+            (|ladder, now| ladder.called(now, run(1), at(1)), true),
+            (|ladder, now| ladder.interfaces_changed(now), true),
+            (hearsay, false),
+        ];
+        for (news, resets) in news {
+            let (mut ladder, now) = ladder();
+            hearsay(&mut ladder, now);
+            let (_, _, failed) = dials(&mut ladder, now, 600 * SECOND);
+            news(&mut ladder, failed);
+            assert_eq!(ladder.next_wake().unwrap() <= failed + BACK_OFF_MIN, resets);
         }
     }
 
@@ -705,28 +655,15 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_of_another_mesh_or_version_are_named_once_a_minute_and_not_dialled() {
+    fn neighbours_of_another_mesh_or_version_are_told_and_not_dialled() {
         let (mut ladder, now) = ladder();
-        let lab = Candidate { mesh: Some("lab".into()), ..mdns(1, &[at(1)]) };
-        let newer = Candidate { version: Some(2), ..mdns(2, &[at(2)]) };
-        for second in 0..59 {
-            ladder.found(now + second * SECOND, lab.clone());
-            ladder.found(now + second * SECOND, newer.clone());
-        }
-        let notices: Vec<_> = std::iter::from_fn(|| ladder.notice()).map(|notice| notice.reason).collect();
-        assert_eq!(
-            notices,
-            [
-                "10.0.0.1:47474 is on mesh `lab`, this node is on `default`: start this one with --mesh lab or that one \
-                 with --mesh default",
-                "10.0.0.2:47474 speaks version 2 of the wire, this node speaks 1: update this node",
-            ]
-        );
-        assert_eq!(due(&mut ladder, now + 60 * SECOND), []);
-        ladder.found(now + 61 * SECOND, lab);
-        assert!(ladder.notice().is_some());
-        ladder.failed(now, at(3), &DialError::Apart(Apart::Mesh("\x1b[2J".into())));
-        assert!(!ladder.notice().unwrap().reason.contains('\x1b'));
+        ladder.found(now, Candidate { mesh: Some("lab".into()), ..mdns(1, &[at(1)]) });
+        ladder.found(now, Candidate { version: Some(2), ..mdns(2, &[at(2)]) });
+        ladder.found(now, candidate(None, FoundBy::Seed, &[at(3)]));
+        assert_eq!(due(&mut ladder, now), [at(3)]);
+        ladder.failed(now, at(3), &DialError::Apart(Apart::Mesh("lab".into())));
+        let told: Vec<_> = std::iter::from_fn(|| ladder.notice()).map(|notice| notice.address).collect();
+        assert_eq!(told, [at(1), at(2), at(3)]);
     }
 
     #[test]
@@ -759,16 +696,5 @@ mod tests {
         let later = now + 30 * SECOND;
         ladder.found(later, mdns(900, &[at(900)]));
         assert_eq!(ladder.poll(later), Some(at(900)));
-    }
-
-    #[test]
-    fn loopback_is_gossiped_over_loopback_only() {
-        let local = SocketAddr::from(([127, 0, 0, 1], 1));
-        assert!(gossip_fit(local, true) && !gossip_fit(local, false));
-        assert!(gossip_fit(at(1), false));
-        for bad in ["0.0.0.0:1", "10.0.0.1:0", "224.0.0.1:5", "255.255.255.255:5", "[fe80::1]:5", "[::]:1"] {
-            assert!(!gossip_fit(bad.parse().unwrap(), true), "{bad}");
-        }
-        assert!(!gossip_fit("[::ffff:127.0.0.1]:1".parse().unwrap(), false));
     }
 }

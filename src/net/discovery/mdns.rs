@@ -14,8 +14,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{mpsc, watch};
 
 use super::interfaces::Survey;
-use super::ladder::{ADDRESSES_MAX, is_dialable};
-use super::{Candidate, Options, Stop};
+use super::ladder::ADDRESSES_MAX;
+use super::{Candidate, Options, Stop, is_dialable};
 use crate::handle::FoundBy;
 use crate::id::{Room, Run};
 
@@ -133,7 +133,7 @@ fn try_port(listen: IpAddr) -> std::io::Result<()> {
 }
 
 fn announcement(options: &Options) -> Result<ServiceInfo, Box<dyn std::error::Error + Send + Sync>> {
-    let name = format!("{:016x}", getrandom::u64()?);
+    let name = format!("{:016x}", getrandom::u64().map_err(|error| error.to_string())?);
     let host = format!("{name}.local.");
     let (version, run) = (options.version.to_string(), options.run.to_string());
     let text = [("v", version.as_str()), ("m", options.mesh.as_str()), ("r", run.as_str())];

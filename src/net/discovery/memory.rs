@@ -8,8 +8,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use super::Candidate;
-use super::ladder::{ADDRESSES_MAX, PEERS_MAX, is_dialable};
+use super::ladder::{ADDRESSES_MAX, PEERS_MAX};
+use super::{Candidate, is_dialable};
 use crate::handle::FoundBy;
 use crate::id::NodeId;
 

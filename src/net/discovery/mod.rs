@@ -1,9 +1,10 @@
 //! Discovery: finds out where other nodes may be.
 //!
-//! [`Discovery`] runs the rungs that need the network (mDNS and the seeds) as tasks on the runtime it is started on, and
-//! yields [`Candidate`]s; [`memory`] and gossip yield more. The [`ladder`] decides whom of them to dial. Discovery says
+//! `Discovery` runs the rungs that need the network (mDNS and the seeds) as tasks on the runtime it is started on, and
+//! yields `Candidate`s; `memory` and gossip yield more. The `ladder` decides whom of them to dial. Discovery says
 //! where a node may be, never that it lives: that is for heartbeats to tell.
 
+pub(crate) mod apart;
 pub(crate) mod interfaces;
 pub(crate) mod ladder;
 #[cfg(feature = "mdns")]
@@ -11,7 +12,7 @@ mod mdns;
 pub(crate) mod memory;
 mod seeds;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,6 +71,8 @@ pub(crate) struct Options {
 #[derive(Debug)]
 pub(crate) struct Discovery {
     survey: watch::Receiver<Arc<Survey>>,
+    /// Keeps the receiver open where no rung runs.
+    found: mpsc::Sender<Candidate>,
     stop: watch::Sender<()>,
     tasks: JoinSet<()>,
 }
@@ -78,11 +81,12 @@ pub(crate) struct Discovery {
 type Stop = watch::Receiver<()>;
 
 impl Discovery {
-    /// Starts the rungs on the current runtime, and yields what they find.
+    /// Starts the rungs on the current runtime, and yields what they find until [`shutdown`](Discovery::shutdown).
     ///
     /// # Errors
     /// [`StartError::Config`] for an interface that does not exist.
     pub(crate) fn start(options: Options) -> Result<(Discovery, mpsc::Receiver<Candidate>), StartError> {
+        tracing::debug!(run = %options.run, mesh = options.mesh, version = options.version, mdns = options.mdns, "discovery starts");
         let policy = Policy::new(&options.interfaces, options.listen)?;
         let first = policy
             .survey()
@@ -97,9 +101,9 @@ impl Discovery {
         }
         #[cfg(feature = "mdns")]
         if options.mdns {
-            tasks.spawn(mdns::run(options, survey.clone(), found, stopped));
+            tasks.spawn(mdns::run(options, survey.clone(), found.clone(), stopped));
         }
-        Ok((Discovery { survey, stop, tasks }, candidates))
+        Ok((Discovery { survey, found, stop, tasks }, candidates))
     }
 
     /// The interfaces, and told when they change.
@@ -109,11 +113,26 @@ impl Discovery {
 
     /// Says goodbye and ends all tasks, in half a second at most.
     pub(crate) async fn shutdown(self) {
-        let Discovery { stop, mut tasks, .. } = self;
-        drop(stop);
+        let Discovery { survey: _, found, stop, mut tasks } = self;
+        drop((found, stop));
         // What has not ended by then is aborted when the set is dropped.
         let _ = tokio::time::timeout(SHUTDOWN_TIME, async { while tasks.join_next().await.is_some() {} }).await;
     }
+}
+
+/// Whether an address may be passed on or taken by gossip over a link that runs (or does not run) on loopback: loopback
+/// means another machine to everybody else.
+pub(crate) fn gossip_fit(address: SocketAddr, via_loopback: bool) -> bool {
+    is_dialable(address) && (via_loopback || !address.ip().to_canonical().is_loopback())
+}
+
+/// Whether a node can be behind `address`. Link-local IPv6 needs a scope, which is another one on every machine.
+pub(crate) fn is_dialable(address: SocketAddr) -> bool {
+    let ip = match address.ip().to_canonical() {
+        IpAddr::V4(ip) => ip != Ipv4Addr::BROADCAST,
+        IpAddr::V6(ip) => !ip.is_unicast_link_local(),
+    };
+    ip && address.port() != 0 && !address.ip().is_unspecified() && !address.ip().is_multicast()
 }
 
 /// Keeps the survey up to date.
@@ -168,6 +187,25 @@ mod tests {
         assert_eq!(discovery.survey().borrow().addresses(), ["127.0.0.1:5".parse().unwrap()]);
         discovery.shutdown().await;
         assert_eq!(candidates.recv().await, None);
+    }
+
+    #[test]
+    fn loopback_is_gossiped_over_loopback_only() {
+        let local = SocketAddr::from(([127, 0, 0, 1], 1));
+        assert!(gossip_fit(local, true) && !gossip_fit(local, false));
+        assert!(gossip_fit("10.0.0.1:5".parse().unwrap(), false));
+        for bad in ["0.0.0.0:1", "10.0.0.1:0", "224.0.0.1:5", "255.255.255.255:5", "[fe80::1]:5", "[::]:1"] {
+            assert!(!gossip_fit(bad.parse().unwrap(), true), "{bad}");
+        }
+        assert!(!gossip_fit("[::ffff:127.0.0.1]:1".parse().unwrap(), false));
+    }
+
+    #[tokio::test]
+    async fn without_rungs_the_candidates_wait_for_shutdown() {
+        let (discovery, mut candidates) = Discovery::start(options(&[])).unwrap();
+        assert_eq!(candidates.try_recv(), Err(mpsc::error::TryRecvError::Empty));
+        discovery.shutdown().await;
+        assert_eq!(candidates.try_recv(), Err(mpsc::error::TryRecvError::Disconnected));
     }
 
     #[tokio::test]
