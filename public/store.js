@@ -1,0 +1,417 @@
+// What the page knows: rooms, their messages in order of time and each once, and what was sent but not yet accepted.
+// Promises that a line is neither lost nor doubled over reconnects and reloads. Never touches document or network.
+
+export const TEXT_BYTES_MAX = 256 * 1024;
+export const NAME_CHARS_MAX = 64;
+const NAME_BYTES_MAX = 128;
+// Messages kept of a room in which nobody scrolls back; what is older can be loaded again.
+const KEPT = 1000;
+// Messages kept of a room in any case.
+const HELD_MAX = 20_000;
+const GAPS_MAX = 50;
+const OWN_IDS_MAX = 300;
+
+const encoder = new TextEncoder();
+export const bytesOf = text => encoder.encode(text).length;
+
+/** Says what is wrong with a room name, in words for a person; none if nothing is. */
+export function roomFault(name) {
+  if (name === '') return 'Type a name for the room.';
+  if (name.length > 64) return 'A room name has at most 64 characters.';
+  if (/[^a-z0-9._-]/.test(name)) return 'Only a–z, 0–9, “-”, “_” and “.” may be in a room name.';
+  if (/^\.|\.$|\.\./.test(name)) return 'A room name neither begins nor ends with “.” and has no “..” in it.';
+  return null;
+}
+
+/** A display name within the limits: one line, trimmed; empty if nothing is left. */
+export function tidyName(name) {
+  let chars = [...name.replace(/\p{Cc}+/gu, ' ').trim()].slice(0, NAME_CHARS_MAX);
+  while (bytesOf(chars.join('')) > NAME_BYTES_MAX) chars = chars.slice(0, -1);
+  return chars.join('').trim();
+}
+
+/** A 128-bit random id. Unlike `crypto.randomUUID` this works on plain HTTP, too. */
+export function randomId() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), byte => byte.toString(16).padStart(2, '0')).join('');
+}
+
+/** Browser storage that is allowed to fail: it may be full or forbidden. */
+export function shelf(storage) {
+  return {
+    get(key, otherwise = null) {
+      try { return JSON.parse(window[storage].getItem('hubless.' + key)) ?? otherwise; } catch { return otherwise; }
+    },
+    set(key, value) {
+      try { window[storage].setItem('hubless.' + key, JSON.stringify(value)); } catch { /* it lives on in memory */ }
+    },
+  };
+}
+
+const kept = shelf('localStorage');
+// Of this tab alone, so that no other tab sends it again.
+const keptByTab = shelf('sessionStorage');
+
+let lines = 0;
+
+/**
+ * A line of a room. One not `placed` yet stands at the end: it is pending. One whose place is `guessed` is accepted, and
+ * the node's own time for it is still to come.
+ */
+class Line {
+  constructor(fields) {
+    Object.assign(this, {
+      id: null, client: null, text: '', type: null, bytes: 0, name: '', node: '', time: 0, via: 'mesh', storedBy: 0,
+      late: false, own: false, placed: false, guessed: false, status: null, fault: '', open: false,
+    }, fields);
+    this.turn = lines++;
+    this.revision = 0;
+  }
+}
+
+function fromWire(raw) {
+  const text = typeof raw.text === 'string' ? raw.text : null;
+  const data = typeof raw.data === 'string' ? raw.data : '';
+  return {
+    id: raw.id, key: raw.key ?? null, text: text ?? '', type: text === null ? String(raw.type ?? 'data') : null,
+    bytes: Math.floor(data.length * 3 / 4) - (data.endsWith('==') ? 2 : data.endsWith('=') ? 1 : 0),
+    name: String(raw.name ?? ''), node: String(raw.node ?? ''), time: Date.parse(raw.time) || 0, via: raw.via ?? 'mesh',
+    storedBy: raw.stored_by ?? 0, late: raw.late === true, placed: true, guessed: false,
+  };
+}
+
+/** By time, then by id: node, epoch, and seq as a number. */
+function order(a, b) {
+  if (!a.placed || !b.placed) return a.placed - b.placed ? (a.placed ? -1 : 1) : a.turn - b.turn;
+  if (a.time !== b.time) return a.time - b.time;
+  const [nodeA, epochA, seqA = ''] = a.id.split('.');
+  const [nodeB, epochB, seqB = ''] = b.id.split('.');
+  if (nodeA !== nodeB) return nodeA < nodeB ? -1 : 1;
+  if (epochA !== epochB) return epochA < epochB ? -1 : 1;
+  return seqA.length - seqB.length || (seqA < seqB ? -1 : +(seqA > seqB));
+}
+
+class Room {
+  constructor(name, read) {
+    this.name = name;
+    this.lines = [];
+    this.byId = new Map();
+    this.byKey = new Map();
+    // Where older pages begin: a place, `null` at the beginning of what the node holds, `undefined` if to be found
+    // anew from the newest page on.
+    this.before = undefined;
+    // Pages loaded: the oldest line of each and the place before it.
+    this.marks = [];
+    this.loaded = false;
+    this.loading = false;
+    this.fault = false;
+    this.unread = 0;
+    // Something came while the page was closed; how many is known once the room is loaded.
+    this.stirred = false;
+    this.read = read;
+    this.last = 0;
+    this.firstNew = null;
+    this.draft = '';
+  }
+
+  insert(line) {
+    let low = 0, high = this.lines.length;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (order(this.lines[middle], line) < 0) low = middle + 1; else high = middle;
+    }
+    this.lines.splice(low, 0, line);
+    if (line.id) this.byId.set(line.id, line);
+    if (line.key) this.byKey.set(line.key, line);
+    if (line.placed && !line.guessed) this.last = Math.max(this.last, line.time);
+  }
+
+  remove(line) {
+    const at = this.lines.indexOf(line);
+    if (at >= 0) this.lines.splice(at, 1);
+    if (line.id && this.byId.get(line.id) === line) this.byId.delete(line.id);
+    if (line.key && this.byKey.get(line.key) === line) this.byKey.delete(line.key);
+    if (this.firstNew === line) this.firstNew = null;
+  }
+
+  change(line, fields) {
+    const moved = 'time' in fields || 'id' in fields || 'placed' in fields;
+    if (moved) {
+      const first = this.firstNew === line;
+      this.remove(line);
+      Object.assign(line, fields);
+      this.insert(line);
+      if (first) this.firstNew = line;
+    } else {
+      Object.assign(line, fields);
+    }
+    line.revision++;
+  }
+
+  trim(max) {
+    const over = this.lines.length - max;
+    if (over <= 0) return;
+    for (const line of this.lines.splice(0, over)) {
+      if (line.id) this.byId.delete(line.id);
+      if (line.key) this.byKey.delete(line.key);
+      if (line === this.firstNew) this.firstNew = this.lines[0];
+    }
+    if (this.loaded) {
+      this.marks = this.marks.filter(mark => order(mark.oldest, this.lines[0]) >= 0);
+      this.before = this.marks.at(-1)?.before;
+    }
+  }
+}
+
+export class Store {
+  constructor() {
+    this.node = null;
+    this.peers = [];
+    this.rooms = new Map();
+    this.gaps = [];
+    this.cursor = null;
+    this.outbox = new Map();
+    // Messages that may be the echo of a pending line; `accepted` will tell.
+    this.aside = [];
+    this.reads = kept.get('read', {});
+    this.firstVisit = Object.keys(this.reads).length === 0;
+    this.ownIds = kept.get('own', []);
+    this.own = new Set(this.ownIds);
+    this.room('lobby');
+    for (const { client, room, text, name, status, fault } of keptByTab.get('outbox', [])) {
+      this.pend(new Line({ client, text, name, own: true, time: Date.now(), status, fault }), this.room(room));
+    }
+  }
+
+  room(name) {
+    let room = this.rooms.get(name);
+    if (!room) this.rooms.set(name, room = new Room(name, this.reads[name] ?? (this.firstVisit ? null : 0)));
+    return room;
+  }
+
+  /** The lobby, then the others by name. */
+  sortedRooms() {
+    return [...this.rooms.values()].sort((a, b) =>
+      (b.name === 'lobby') - (a.name === 'lobby') || (a.name < b.name ? -1 : 1));
+  }
+
+  /** Takes the list of rooms of the API or of `welcome`. */
+  learnRooms(list) {
+    for (const item of list ?? []) {
+      const name = typeof item === 'string' ? item : item.room;
+      if (roomFault(name) !== null) continue;
+      const room = this.room(name);
+      const last = Date.parse(item.last) || 0;
+      if (room.loaded || !last) continue;
+      if (room.read === null) this.setRead(room, last);
+      else if (last > room.read && room.unread === 0) room.stirred = true;
+    }
+  }
+
+  /** Takes a page of history; answers how many lines are new. */
+  takePage(room, { messages, before }) {
+    let added = 0;
+    const fresh = [];
+    for (const raw of messages) {
+      const line = this.take(raw, true);
+      if (!line) continue;
+      added++;
+      if (room.read !== null && !room.loaded && !line.own && line.time > room.read) fresh.push(line);
+    }
+    room.unread += fresh.length;
+    if (fresh.length) room.firstNew = fresh[0];
+    room.stirred = false;
+    room.before = before ?? null;
+    const oldest = messages.length ? room.byId.get(messages[0].id) : null;
+    if (oldest) room.marks.push({ oldest, before: room.before });
+    room.loaded = true;
+    return added;
+  }
+
+  /** Takes a message as the node sent it; answers the line if one was added. */
+  take(raw, history = false) {
+    if (typeof raw?.id !== 'string' || roomFault(String(raw.room)) !== null) return null;
+    const room = this.room(raw.room);
+    const seen = room.byId.get(raw.id);
+    if (seen) {
+      if (seen.guessed) this.settle(room, seen, raw);
+      return null;
+    }
+    if (raw.key && room.byKey.has(raw.key)) return null;
+    if ([...this.outbox.values()].some(({ line, room: its }) =>
+      its === room && line.status === 'pending' && line.text === raw.text)) {
+      this.aside.push(raw);
+      return null;
+    }
+    const line = new Line({ ...fromWire(raw), own: this.own.has(raw.id) });
+    if (line.own) line.status = 'accepted';
+    // Above the oldest line there may be more that is not loaded: a line put there would hide a hole.
+    if (!history && room.loaded && room.before !== null && room.lines[0]?.placed && order(line, room.lines[0]) < 0) return null;
+    room.insert(line);
+    if (line.late && !history) this.fillGap(1);
+    return line;
+  }
+
+  /** The node's word on a line of our own. */
+  settle(room, line, raw) {
+    if (raw.key && room.byKey.has(raw.key) && room.byKey.get(raw.key) !== line) return room.remove(line);
+    const { late, ...fields } = fromWire(raw);
+    room.change(line, { ...fields, status: 'accepted' });
+  }
+
+  // Own lines.
+
+  compose(room, text, name) {
+    const line = new Line({ client: randomId(), text, name, own: true, time: Date.now(), status: 'pending' });
+    this.pend(line, room);
+    this.saveOutbox();
+    return line;
+  }
+
+  pend(line, room) {
+    line.node = this.node?.node ?? '';
+    room.insert(line);
+    this.outbox.set(line.client, { line, room });
+  }
+
+  /** What is to be sent, in order: again and again under the same client id, until it is accepted. */
+  unsent() {
+    return [...this.outbox.values()].filter(({ line }) => line.status === 'pending');
+  }
+
+  accepted(client, id) {
+    const entry = this.outbox.get(client);
+    if (!entry) return;
+    const { line, room } = entry;
+    this.outbox.delete(client);
+    this.saveOutbox();
+    this.rememberOwn(id);
+    const shown = room.byId.get(id);
+    const at = this.aside.findIndex(raw => raw.id === id);
+    if (shown) {
+      room.remove(line);
+      room.change(shown, { own: true, status: 'accepted' });
+    } else if (at >= 0) {
+      this.settle(room, line, this.aside.splice(at, 1)[0]);
+    } else {
+      const time = Math.max(room.last, Date.now());
+      room.change(line, { id, time, placed: true, guessed: true, status: 'accepted' });
+    }
+  }
+
+  refused(client, code, message) {
+    const entry = this.outbox.get(client);
+    if (!entry) return false;
+    entry.room.change(entry.line, { status: 'failed', fault: message || code, reused: code === 'client_id_reused' });
+    this.saveOutbox();
+    return true;
+  }
+
+  retry(line) {
+    const entry = this.outbox.get(line.client);
+    if (!entry) return;
+    if (line.reused) {
+      this.outbox.delete(line.client);
+      line.client = randomId();
+      this.outbox.set(line.client, entry);
+    }
+    entry.room.change(line, { status: 'pending', fault: '', reused: false });
+    this.saveOutbox();
+    return entry;
+  }
+
+  discard(line) {
+    const entry = this.outbox.get(line.client);
+    if (!entry) return;
+    this.outbox.delete(line.client);
+    entry.room.remove(line);
+    this.saveOutbox();
+  }
+
+  /** Messages set aside that turned out not to be an echo. */
+  released() {
+    const waiting = this.aside;
+    this.aside = [];
+    return waiting.map(raw => ({ raw, line: this.take(raw) })).filter(({ line }) => line);
+  }
+
+  stored(id, count) {
+    for (const room of this.rooms.values()) {
+      const line = room.byId.get(id);
+      if (line) return room.change(line, { storedBy: count });
+    }
+  }
+
+  saveOutbox() {
+    keptByTab.set('outbox', [...this.outbox.values()].map(({ line, room }) =>
+      ({ client: line.client, room: room.name, text: line.text, name: line.name, status: line.status, fault: line.fault })));
+  }
+
+  rememberOwn(id) {
+    if (this.own.has(id)) return;
+    this.own.add(id);
+    this.ownIds.push(id);
+    if (this.ownIds.length > OWN_IDS_MAX) this.own.delete(this.ownIds.shift());
+    kept.set('own', this.ownIds);
+  }
+
+  // Reading.
+
+  /** Counts a line that came live and that nobody is looking at. */
+  unseen(room, line) {
+    room.unread++;
+    room.firstNew ??= line;
+  }
+
+  markRead(room) {
+    room.unread = 0;
+    room.stirred = false;
+    if (room.last > (room.read ?? 0)) this.setRead(room, room.last);
+  }
+
+  setRead(room, time) {
+    room.read = this.reads[room.name] = time;
+    kept.set('read', this.reads);
+  }
+
+  /** Nobody scrolls in this room now. */
+  leave(room) {
+    room.firstNew = null;
+    room.trim(KEPT);
+  }
+
+  /** Keeps rooms bounded; `held` is one in which somebody scrolls back. */
+  trim(held) {
+    for (const room of this.rooms.values()) room.trim(room === held ? HELD_MAX : KEPT);
+  }
+
+  /** The node does not know the cursor any more: history begins anew, own lines stay. */
+  forget() {
+    this.cursor = null;
+    for (const room of this.rooms.values()) {
+      for (const line of room.lines.filter(line => line.placed)) room.remove(line);
+      Object.assign(room, { before: undefined, marks: [], loaded: false, loading: false });
+    }
+  }
+
+  // Gaps count messages of all rooms: nobody can tell which.
+
+  addGap(missing, reason) {
+    if (!(missing > 0)) return;
+    // What is given up now was announced as late before.
+    if (reason !== 'late') this.fillGap(missing);
+    const time = Math.max(Date.now(), ...[...this.rooms.values()].map(room => room.last));
+    const newest = this.gaps.at(-1);
+    if (newest?.reason === reason && ![...this.rooms.values()].some(room => room.last > newest.time)) newest.missing += missing;
+    else this.gaps.push({ missing, reason, time });
+    if (this.gaps.length > GAPS_MAX) this.gaps.shift();
+  }
+
+  fillGap(count) {
+    for (const gap of this.gaps.filter(gap => gap.reason === 'late')) {
+      const filled = Math.min(gap.missing, count);
+      gap.missing -= filled;
+      count -= filled;
+    }
+    this.gaps = this.gaps.filter(gap => gap.missing > 0);
+  }
+}
