@@ -28,9 +28,9 @@ use crate::handle::{Ask, Event, FoundBy, Handle, Info, Inner, Peer, PeerState, P
 use crate::id::{EntryId, Epoch, NodeId, Run, Seq};
 use crate::metrics::{Metrics, count};
 use crate::net::discovery::interfaces::Survey;
-use crate::net::discovery::ladder::{Ladder, gossip_fit};
+use crate::net::discovery::ladder::Ladder;
 use crate::net::discovery::memory::{self, Memory};
-use crate::net::discovery::{self, Candidate, Discovery};
+use crate::net::discovery::{self, Candidate, Discovery, gossip_fit};
 use crate::net::{DialError, Flow, LinkId, Net, NetEvent, NetOptions};
 use crate::replica::clock::{Mono, Now};
 use crate::replica::event::{Input, Missing, Notice, Output, Timing, To};
