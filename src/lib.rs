@@ -1,6 +1,7 @@
 //! A broker-less mesh node.
 
 pub mod config;
+pub(crate) mod data_dir;
 pub mod error;
 pub mod handle;
 pub mod id;
