@@ -45,7 +45,9 @@ pub enum ApiError {
 impl From<ApiError> for Failure {
     fn from(error: ApiError) -> Failure {
         let exit = match &error {
-            ApiError::Refused { status, .. } if status.is_client_error() && *status != StatusCode::TOO_MANY_REQUESTS => {
+            ApiError::Refused { status, .. }
+                if status.is_client_error() && *status != StatusCode::TOO_MANY_REQUESTS =>
+            {
                 Exit::Usage
             }
             _ => Exit::Failed,

@@ -90,7 +90,8 @@ fn private_folder() -> io::Result<PathBuf> {
     let mut random = [0; 8];
     getrandom::fill(&mut random)?;
     let name = format!("hubless-{:016x}", u64::from_le_bytes(random));
-    let places = [std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from), Some(std::env::temp_dir()), Some("/tmp".into())];
+    let places =
+        [std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from), Some(std::env::temp_dir()), Some("/tmp".into())];
     let mut last = io::Error::from(io::ErrorKind::NotFound);
     for place in places.into_iter().flatten().filter(|place| place.is_absolute()) {
         let folder = place.join(&name);

@@ -145,7 +145,9 @@ mod tests {
 
     #[test]
     fn a_name_never_leads_out_of_its_folder() {
-        for (name, folder) in [("ada", "ada"), ("..", "%2E."), ("a/../b", "a%2F..%2Fb"), ("100%", "100%25"), ("a.b", "a.b")] {
+        for (name, folder) in
+            [("ada", "ada"), ("..", "%2E."), ("a/../b", "a%2F..%2Fb"), ("100%", "100%25"), ("a.b", "a.b")]
+        {
             assert_eq!(folder_name(name), folder);
         }
     }

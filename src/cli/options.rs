@@ -37,20 +37,27 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a node: the mesh, the page and the API
+    ///
+    /// Runs until SIGINT or SIGTERM. Beside a node of the same name on this machine it takes another one, unless `--name` or
+    /// `--data-dir` is given.
     Run(Run),
     /// Publish a message, or each line of stdin
+    ///
+    /// Works through the node that runs on this machine, and without one joins the mesh for the moment. Exits with 0 once
+    /// another node has the message in memory, with 3 when none has within `--wait`.
     Pub(Publish),
     /// Print messages as they come
+    ///
+    /// Works through the node that runs on this machine, and without one joins the mesh for the moment.
     Sub(Subscribe),
-    /// Show who is in the mesh
+    /// Show who is in the mesh, how found, and the round-trip time
+    ///
+    /// Asks the node that runs on this machine, and without one joins the mesh for the moment.
     Peers(Peers),
 }
 
-/// Runs a node until SIGINT or SIGTERM: the mesh, the page and the API.
 #[derive(Debug, Args)]
 pub struct Run {
-    #[command(flatten)]
-    pub node: NodeOptions,
     /// Address of the page and the API [default: 127.0.0.1:8080, the next free port if that is taken]
     #[arg(long, value_name = "ADDR:PORT", value_parser = address)]
     pub http: Option<SocketAddr>,
@@ -64,13 +71,11 @@ pub struct Run {
     #[arg(long, value_name = "FILE")]
     pub ready_file: Option<PathBuf>,
     #[command(flatten)]
+    pub node: NodeOptions,
+    #[command(flatten)]
     pub log: LogOptions,
 }
 
-/// Publishes a message and waits until another node has it.
-///
-/// Works through the node that runs on this machine, and without one joins the mesh for the moment. Exits with 0 once
-/// another node has the message in memory, with 3 when none has within `--wait`.
 #[derive(Debug, Args)]
 #[command(override_usage = "hubless pub [OPTIONS] [ROOM] TEXT\n       hubless pub [OPTIONS] [ROOM] -")]
 pub struct Publish {
@@ -87,9 +92,6 @@ pub struct Publish {
     pub through: Through,
 }
 
-/// Prints what is said in a room as it comes.
-///
-/// Works through the node that runs on this machine, and without one joins the mesh for the moment.
 #[derive(Debug, Args)]
 pub struct Subscribe {
     /// The room
@@ -114,9 +116,6 @@ pub struct Subscribe {
     pub through: Through,
 }
 
-/// Shows who is in the mesh, how it was found, and its round-trip time.
-///
-/// Asks the node that runs on this machine, and without one joins the mesh for the moment.
 #[derive(Debug, Args)]
 pub struct Peers {
     /// Go on, and show what changes

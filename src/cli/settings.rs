@@ -79,7 +79,7 @@ fn variable(long: &str) -> String {
 
 fn with_defaults(parser: clap::Command, settings: &Settings) -> clap::Command {
     let parser = parser.mut_args(|arg| match arg.get_long().and_then(|long| settings.get(long)) {
-        Some(values) => arg.default_values(values.clone()).hide_default_value(true),
+        Some(values) => arg.default_values(values.clone()),
         None => arg,
     });
     parser.mut_subcommands(|command| with_defaults(command, settings))
@@ -129,8 +129,11 @@ fn read(path: &Path, must_exist: bool, parser: &clap::Command) -> Result<Option<
     for (key, value) in table {
         if !keys.contains(&key) {
             let meant = key.replace('_', "-").to_ascii_lowercase();
-            let hint =
-                if keys.contains(&meant) { format!("write `{meant}`") } else { format!("there are: {}", keys.join(", ")) };
+            let hint = if keys.contains(&meant) {
+                format!("write `{meant}`")
+            } else {
+                format!("there are: {}", keys.join(", "))
+            };
             return Err(wrong(format!("there is no option `{key}`")).hint(hint));
         }
         let values = texts(value).ok_or_else(|| wrong(format!("`{key}` is neither a value nor a list of values")))?;
@@ -214,6 +217,9 @@ fn failure(error: &clap::Error) -> Failure {
     let tip = rest.iter().find_map(|line| line.strip_prefix("tip: "));
     let help = rest.iter().find_map(|line| line.strip_prefix("For more information, "));
     let failure = Failure::usage(message);
+    if error.kind() == ErrorKind::ArgumentConflict && error.get(ContextKind::InvalidSubcommand).is_some() {
+        return failure.hint("options stand behind the command");
+    }
     match tip.or(help) {
         Some(hint) => failure.hint(hint.trim_end_matches('.')),
         None => failure,
@@ -225,7 +231,8 @@ fn from_environment(error: &clap::Error) -> Option<(String, &str)> {
     let Some(ContextValue::String(arg)) = error.get(ContextKind::InvalidArg) else { return None };
     let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue) else { return None };
     let long = arg.strip_prefix("--")?.split([' ', '=']).next()?;
-    let on_line = std::env::args().any(|given| given == format!("--{long}") || given.starts_with(&format!("--{long}=")));
+    let on_line =
+        std::env::args().any(|given| given == format!("--{long}") || given.starts_with(&format!("--{long}=")));
     let variable = variable(long);
     let said = std::env::var(&variable).is_ok_and(|said| said.split(',').any(|said| said == value));
     (said && !on_line).then_some((variable, value.as_str()))

@@ -148,7 +148,9 @@ impl Terminal {
             // What may still come is no loss; whoever reads is told at that place.
             Event::Gap(gap) if matches!(gap.reason, GapReason::Late | GapReason::Slow) => {}
             Event::Gap(gap) => match self.manner {
-                Manner::Events => tracing::info!(missing = gap.missing, reason = word(&gap.reason), "messages are missing"),
+                Manner::Events => {
+                    tracing::info!(missing = gap.missing, reason = word(&gap.reason), "messages are missing")
+                }
                 _ => self.line(
                     RED,
                     "!",
@@ -178,7 +180,8 @@ impl Terminal {
     }
 
     fn peer(&mut self, peer: &Peer, state: PeerState) {
-        let before = if state == PeerState::Down { self.told.remove(&peer.run) } else { self.told.insert(peer.run, state) };
+        let before =
+            if state == PeerState::Down { self.told.remove(&peer.run) } else { self.told.insert(peer.run, state) };
         if before == Some(state) {
             return;
         }
