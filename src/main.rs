@@ -1,3 +1,7 @@
-//! Placeholder.
+//! The binary `hubless`: a mesh node, and commands that talk to one.
 
-fn main() {}
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

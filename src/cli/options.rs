@@ -1,0 +1,302 @@
+//! What can be asked for: the option types, and how their values are read.
+//!
+//! Environment variables and keys of `hubless.toml` follow from these types by rule; see [`settings`](super::settings).
+//! Options whose default depends on whether they were given are `Option`s, and their default is in their help.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use hubless::config::{Config, Listen, Seed, host_name};
+use hubless::id::Room;
+use jiff::Timestamp;
+
+/// How long commands wait for another node unless told otherwise.
+pub const WAIT_DEFAULT: Duration = Duration::from_secs(5);
+
+const AFTER_HELP: &str = "\
+Every option has an environment variable, too (`--http` is HUBLESS_HTTP; lists are comma-separated, switches are 1, true, \
+0 or false), and a key in hubless.toml (`http = \"127.0.0.1:8080\"`). An option beats the environment, that beats \
+`--config FILE` or ./hubless.toml, and that beats hubless/hubless.toml in the user's configuration folder.
+
+Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 nothing arrived in the time given.";
+
+/// A mesh node without a broker: it finds the others on the LAN by itself and talks to them.
+///
+/// `hubless` alone means `hubless run`: it runs a node and serves a chat page for the browser.
+#[derive(Debug, Parser)]
+#[command(name = "hubless", version, args_conflicts_with_subcommands = true, after_long_help = AFTER_HELP)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    pub run: Run,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a node: the mesh, the page and the API
+    ///
+    /// Runs until SIGINT or SIGTERM. Beside a node of the same name on this machine it takes another one, unless `--name` or
+    /// `--data-dir` is given.
+    Run(Run),
+    /// Publish a message, or each line of stdin
+    ///
+    /// Works through the node that runs on this machine, and without one joins the mesh for the moment. Exits with 0 once
+    /// another node has the message in memory, with 3 when none has within `--wait`.
+    Pub(Publish),
+    /// Print messages as they come
+    ///
+    /// Works through the node that runs on this machine, and without one joins the mesh for the moment.
+    Sub(Subscribe),
+    /// Show who is in the mesh, how found, and the round-trip time
+    ///
+    /// Asks the node that runs on this machine, and without one joins the mesh for the moment.
+    Peers(Peers),
+}
+
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Address of the page and the API [default: 127.0.0.1:8080, the next free port if that is taken]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = address)]
+    pub http: Option<SocketAddr>,
+    /// Neither page nor API
+    #[arg(long)]
+    pub no_http: bool,
+    /// File to write when the node serves: one JSON object
+    ///
+    /// Written by rename, with `node`, `epoch`, `name`, `mesh`, `listen`, `http`, `plain_pub`, `plain_in` (addresses with
+    /// the real ports) and `pid`.
+    #[arg(long, value_name = "FILE")]
+    pub ready_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub node: NodeOptions,
+    #[command(flatten)]
+    pub log: LogOptions,
+}
+
+#[derive(Debug, Args)]
+#[command(override_usage = "hubless pub [OPTIONS] [ROOM] TEXT\n       hubless pub [OPTIONS] [ROOM] -")]
+pub struct Publish {
+    /// The room (`lobby` if there is none) and the text; `-` publishes each line of stdin
+    #[arg(value_name = "[ROOM] TEXT", num_args = 1..=2, required = true, allow_negative_numbers = true)]
+    pub words: Vec<String>,
+    /// How long to wait for another node to have it [default: 5s]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub wait: Option<Duration>,
+    /// Print a JSON object for each message: `id`, `state`, `held_by`, `stored_by`
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub through: Through,
+}
+
+#[derive(Debug, Args)]
+pub struct Subscribe {
+    /// The room
+    #[arg(value_name = "ROOM", default_value = "lobby", value_parser = room)]
+    pub room: Room,
+    /// First print what was said since then: a duration back from now (`10m`), or a time (RFC 3339)
+    #[arg(long, value_name = "TIME", value_parser = since, conflicts_with = "after")]
+    pub since: Option<Timestamp>,
+    /// Go on from this cursor
+    #[arg(long, value_name = "CURSOR")]
+    pub after: Option<String>,
+    /// End after this many messages
+    #[arg(short = 'n', long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+    /// End after this time; exit code 3 if nothing came, or fewer than `-n` asks for
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub wait: Option<Duration>,
+    /// Print a JSON object for each message
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub through: Through,
+}
+
+#[derive(Debug, Args)]
+pub struct Peers {
+    /// Go on, and show what changes
+    #[arg(long)]
+    pub watch: bool,
+    /// Print a JSON array
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub through: Through,
+}
+
+/// Which node a command works through.
+#[derive(Debug, Args)]
+pub struct Through {
+    /// Join as a node of its own even if one runs on this machine
+    #[arg(long)]
+    pub alone: bool,
+    #[command(flatten)]
+    pub node: NodeOptions,
+    #[command(flatten)]
+    pub log: LogOptions,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Mesh")]
+pub struct NodeOptions {
+    /// Display name [default: the host's name]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Nodes of different meshes ignore each other [default: default]
+    #[arg(long, value_name = "NAME")]
+    pub mesh: Option<String>,
+    /// Where peers reach this node [default: 0.0.0.0:47474, another port if that is taken]
+    ///
+    /// Port 0 is any. A node that a command starts for the moment takes any port unless this is given on its command line.
+    #[arg(long, value_name = "ADDR:PORT", value_parser = address)]
+    pub listen: Option<SocketAddr>,
+    /// A node to dial, besides those that are found; repeatable
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub connect: Vec<Seed>,
+    /// Do not announce this node nor look for others through mDNS
+    #[arg(long)]
+    pub no_mdns: bool,
+    /// Use this network interface only; repeatable [default: all but known virtual ones]
+    #[arg(long, value_name = "NAME|ADDR")]
+    pub interface: Vec<String>,
+    /// Folder of the node's identity and memory [default: in the user's data folder, one for each mesh and name]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Output and configuration")]
+pub struct LogOptions {
+    /// How to write to stderr [default: text]
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+    /// Say more; twice: much more. RUST_LOG works, too
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Errors only
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Configuration file [default: ./hubless.toml, if there is one]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people
+    #[default]
+    Text,
+    /// A JSON object for each event
+    Json,
+}
+
+impl Command {
+    pub fn log_options(&self) -> &LogOptions {
+        match self {
+            Command::Run(run) => &run.log,
+            Command::Pub(publish) => &publish.through.log,
+            Command::Sub(subscribe) => &subscribe.through.log,
+            Command::Peers(peers) => &peers.through.log,
+        }
+    }
+}
+
+impl NodeOptions {
+    pub fn mesh(&self) -> &str {
+        self.mesh.as_deref().unwrap_or("default")
+    }
+
+    /// The node asked for, with neither data folder nor, unless given, an address.
+    pub fn config(&self) -> Config {
+        let NodeOptions { name, mesh: _, listen, connect, no_mdns, interface, data_dir: _ } = self;
+        let default = Config::default();
+        Config {
+            name: name.clone().unwrap_or_else(host_name),
+            mesh: self.mesh().into(),
+            listen: listen.map_or(Listen::Default, Listen::At),
+            seeds: connect.clone(),
+            mdns: default.mdns && !no_mdns,
+            interfaces: interface.clone(),
+            ..default
+        }
+    }
+}
+
+/// A switch in the environment or in a file.
+pub fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "true" => Ok(true),
+        "0" | "false" => Ok(false),
+        _ => Err("a switch is 1, true, 0 or false".into()),
+    }
+}
+
+pub fn room(text: &str) -> Result<Room, String> {
+    Room::new(text).map_err(|error| error.to_string())
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "it is not ADDR:PORT, such as 127.0.0.1:8080 or [::1]:8080".into())
+}
+
+/// A number and a unit (`500ms`, `5s`, `10m`, `1h30m`, `2d`); a bare number is seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let bad = || "it is not a duration, such as 5s, 10m or 1h30m".to_string();
+    if let Ok(seconds) = text.parse::<u32>() {
+        return Ok(Duration::from_secs(seconds.into()));
+    }
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
+        let number = rest[..digits].parse::<u32>().map_err(|_| bad())?;
+        rest = &rest[digits..];
+        let unit_len = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let unit = match &rest[..unit_len] {
+            "ms" => Duration::from_millis(1),
+            "s" => Duration::from_secs(1),
+            "m" => Duration::from_secs(60),
+            "h" => Duration::from_secs(3_600),
+            "d" => Duration::from_secs(86_400),
+            _ => return Err(bad()),
+        };
+        total += unit * number;
+        rest = &rest[unit_len..];
+    }
+    if text.is_empty() { Err(bad()) } else { Ok(total) }
+}
+
+fn since(text: &str) -> Result<Timestamp, String> {
+    if let Ok(back) = duration(text) {
+        return Timestamp::now().checked_sub(back).map_err(|_| "nobody remembers that long".into());
+    }
+    text.parse().map_err(|_| "it is neither a duration, such as 10m, nor a time, such as 2026-01-31T12:00:00Z".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read_as_people_write_them() {
+        for (text, ms) in
+            [("5", 5_000), ("0", 0), ("500ms", 500), ("5s", 5_000), ("1h30m", 5_400_000), ("2d", 172_800_000)]
+        {
+            assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+        for bad in ["", "s", "5x", "5 s", "-1s", "1.5s", "5s3", "99999999999s"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn since_is_a_span_or_a_time() {
+        assert!(since("10m").unwrap() < Timestamp::now());
+        assert_eq!(since("2026-01-31T12:00:00.123Z").unwrap().as_millisecond() % 1_000, 123);
+        assert!(since("yesterday").is_err());
+    }
+}

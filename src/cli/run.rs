@@ -1,0 +1,235 @@
+//! `hubless run`: a node with its page, its API and its control socket, until a signal.
+
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hubless::config::{Config, Listen, PORT_DEFAULT};
+use hubless::error::StartError;
+use hubless::handle::{Event, Info};
+use hubless::web::Web;
+use hubless::{Handle, Node};
+use serde_json::json;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::broadcast::error::RecvError;
+
+use super::control::Control;
+use super::join;
+use super::options::Run;
+use super::terminal::Terminal;
+use super::{Failure, Outcome, plain};
+
+/// The page's port, unless it is taken.
+const HTTP_PORT_DEFAULT: u16 = 8080;
+/// Ports tried after that one, before any port will do.
+const HTTP_PORTS_TRIED: u16 = 100;
+/// Nodes of one machine that share a name tell themselves apart by a number up to this one.
+const NAMESAKES_MAX: u32 = 1_000;
+/// An orderly end takes no longer; whoever asked for it was promised 5 s.
+const STOP_TIMEOUT: Duration = Duration::from_millis(4_500);
+
+/// All that runs.
+struct Running {
+    handle: Handle,
+    web: Option<Web>,
+    control: Option<Control>,
+}
+
+/// SIGINT and SIGTERM, caught from the first moment on.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+pub async fn run(options: Run) -> Outcome {
+    let mut signals = Signals::new()?;
+    let mut terminal = Terminal::new(&options.log);
+    let ready_file = options.ready_file.clone();
+    if let Some(path) = &ready_file {
+        // One that is left from an earlier life would tell of this one too soon.
+        let _ = std::fs::remove_file(path);
+    }
+    let handle = start(&options, &terminal).await?;
+    let mut running = Running { handle: handle.clone(), web: None, control: None };
+    let outcome = tokio::select! {
+        outcome = serve(&options, &mut running, &mut terminal) => outcome,
+        () = signals.next() => Ok(()),
+    };
+    tokio::select! {
+        _ = tokio::time::timeout(STOP_TIMEOUT, running.stop()) => {}
+        () = signals.next() => return Err(Failure::failed("stopped at once")),
+    }
+    outcome
+}
+
+/// Starts the node, as another one if the one it would be is running here.
+async fn start(options: &Run, terminal: &Terminal) -> Outcome<Handle> {
+    let mut config = options.node.config();
+    let given = options.node.data_dir.clone();
+    let by_hand = given.is_some() || options.node.name.is_some();
+    let folder = |name: &str| {
+        given.clone().or_else(|| join::data_dir(options.node.mesh(), name)).ok_or_else(|| {
+            Failure::usage("there is no folder for this user's data").hint("give one with `--data-dir DIR`")
+        })
+    };
+    let first_name = config.name.clone();
+    let mut first_pid = 0;
+    for number in 1..=NAMESAKES_MAX {
+        if number > 1 {
+            config.name = format!("{first_name}-{number}");
+        }
+        config.data_dir = Some(folder(&config.name)?);
+        match Node::builder().config(config.clone()).start().await {
+            Err(StartError::Locked { pid, .. }) if !by_hand => {
+                first_pid = if number == 1 { pid } else { first_pid };
+            }
+            Err(error) => return Err(error.into()),
+            Ok(handle) => {
+                tell_substitutes(&config, &first_name, first_pid, handle.info(), terminal);
+                return Ok(handle);
+            }
+        }
+    }
+    Err(Failure::failed(format!("{NAMESAKES_MAX} nodes called {first_name} are running here")))
+}
+
+/// Says what is not as usual.
+fn tell_substitutes(config: &Config, first_name: &str, first_pid: u32, info: &Info, terminal: &Terminal) {
+    if config.name != first_name {
+        let process = if first_pid == 0 { String::new() } else { format!(" (process {first_pid})") };
+        terminal.note(format_args!("{first_name} is running here already{process}, so this node is {}", config.name));
+    }
+    if config.listen == Listen::Default && info.listen.port() != PORT_DEFAULT {
+        terminal.note(format_args!("port {PORT_DEFAULT} is taken, so peers reach this node at {}", info.listen.port()));
+    }
+}
+
+/// Opens all doors, says so, and tells what happens until the node stops.
+async fn serve(options: &Run, running: &mut Running, terminal: &mut Terminal) -> Outcome {
+    let handle = running.handle.clone();
+    let mut events = handle.events();
+    running.web = page(options, &handle, terminal).await?;
+    let info = handle.info();
+    match Control::open(handle.clone(), info.data_dir.as_deref()).await {
+        Ok(control) => running.control = Some(control),
+        Err(error) => terminal.note(format_args!(
+            "there is no control socket, so `pub`, `sub` and `peers` do not find this node: {}",
+            plain(&error)
+        )),
+    }
+    let http = running.web.as_ref().and_then(Web::address);
+    if let Some(path) = &options.ready_file {
+        write_ready(path, info, http).map_err(|error| {
+            Failure::failed(format!("cannot write the ready file {}: {}", path.display(), plain(&error)))
+        })?;
+    }
+    terminal.welcome(info, http);
+    for peer in handle.peers().iter().filter(|peer| peer.state == hubless::handle::PeerState::Up) {
+        terminal.event(&Event::PeerUp(peer.clone()));
+    }
+    let mut alive = handle.peers_changed();
+    loop {
+        tokio::select! {
+            event = events.recv() => match event {
+                Ok(event) => terminal.event(&event),
+                Err(RecvError::Lagged(missed)) => terminal.note(format_args!("{missed} events came too quickly to be shown")),
+                Err(RecvError::Closed) => break,
+            },
+            // The node holds the other end of this for as long as it lives.
+            gone = alive.changed() => if gone.is_err() { break },
+        }
+    }
+    Err(Failure::failed("the node has stopped by itself").hint("run it with `-v` to see why"))
+}
+
+/// Serves page and API where it was asked for, or near the usual place.
+async fn page(options: &Run, handle: &Handle, terminal: &Terminal) -> Outcome<Option<Web>> {
+    if options.no_http {
+        return Ok(None);
+    }
+    let usual = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
+    let taken = |address, error: &io::Error| {
+        let hint = match error.kind() {
+            io::ErrorKind::AddrInUse => "another program has this port: give another one with `--http`, or `--no-http`",
+            _ => "give another address with `--http ADDR:PORT`, or `--no-http`",
+        };
+        Failure::usage(format!("cannot serve the page on {address}: {}", plain(error))).hint(hint)
+    };
+    if let Some(address) = options.http {
+        let web = Web::serve_tcp(handle.clone(), address).await;
+        return web.map(Some).map_err(|error| taken(address, &error));
+    }
+    let tried = (HTTP_PORT_DEFAULT..=HTTP_PORT_DEFAULT + HTTP_PORTS_TRIED).chain([0]);
+    for port in tried {
+        match Web::serve_tcp(handle.clone(), usual(port)).await {
+            Ok(web) => {
+                if let Some(address) = web.address().filter(|_| port != HTTP_PORT_DEFAULT) {
+                    terminal.note(format_args!("port {HTTP_PORT_DEFAULT} is taken, so the page is at {address}"));
+                }
+                return Ok(Some(web));
+            }
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            Err(error) => return Err(taken(usual(port), &error)),
+        }
+    }
+    Err(taken(usual(0), &io::ErrorKind::AddrInUse.into()))
+}
+
+/// By rename, so that whoever waits for the file never reads half of it.
+fn write_ready(path: &Path, info: &Info, http: Option<SocketAddr>) -> io::Result<()> {
+    let ready = json!({
+        "node": info.run.node,
+        "epoch": info.run.epoch,
+        "name": *info.name,
+        "mesh": *info.mesh,
+        "listen": info.listen,
+        "http": http,
+        "plain_pub": null,
+        "plain_in": null,
+        "pid": std::process::id(),
+    });
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(format!(".{}", std::process::id()));
+    let fresh = PathBuf::from(fresh);
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&fresh)?;
+    writeln!(file, "{ready}")?;
+    std::fs::rename(&fresh, path)
+}
+
+impl Running {
+    /// First nobody comes in any more, then peers are told.
+    async fn stop(self) {
+        let Running { handle, web, control } = self;
+        let web = async {
+            if let Some(web) = web {
+                web.close().await;
+            }
+        };
+        let control = async {
+            if let Some(control) = control {
+                control.close().await;
+            }
+        };
+        tokio::join!(web, control);
+        handle.shutdown().await;
+    }
+}
+
+impl Signals {
+    fn new() -> Outcome<Signals> {
+        let catch = |kind| {
+            signal(kind).map_err(|error| Failure::failed(format!("signals cannot be caught: {}", plain(&error))))
+        };
+        Ok(Signals { interrupt: catch(SignalKind::interrupt())?, terminate: catch(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! What a person sees of a node: the welcome, then a line for each arrival and departure; and notes of all commands.
+//!
+//! Everything here goes to stderr, in colour only where a terminal shows it and `NO_COLOR` is not set. Names and texts come
+//! from the LAN, so nothing of them reaches the terminal as a control character. With `--log-format json` the same is said
+//! as log events.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use hubless::handle::{Event, Info, Peer, PeerState};
+use hubless::id::{NodeId, Run};
+use hubless::subscription::GapReason;
+
+use super::options::{LogFormat, LogOptions};
+
+/// A line to stderr. A reader that has gone is no error.
+pub fn say(line: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr().lock(), "{line}");
+}
+
+/// Whether stderr shows colours, and its reader wants them.
+pub fn colours() -> bool {
+    let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    io::stderr().is_terminal() && !set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
+/// `text` as it may be shown in one line: without control characters, nor those that turn the direction of writing.
+pub fn clean(text: &str) -> String {
+    let hidden = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.chars().map(|c| if hidden(c) { '\u{fffd}' } else { c }).collect()
+}
+
+/// A round-trip time, or how long something took, for people.
+pub fn milliseconds(time: Duration) -> String {
+    let ms = time.as_secs_f64() * 1_000.0;
+    if ms < 10.0 { format!("{ms:.1} ms") } else { format!("{ms:.0} ms") }
+}
+
+/// The first characters of a node's id: enough to tell the nodes of a LAN apart.
+pub fn short(node: &NodeId) -> String {
+    node.to_string().chars().take(8).collect()
+}
+
+/// The word for a state, as the API writes it.
+pub fn word(value: &impl serde::Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(word)) => word,
+        _ => String::new(),
+    }
+}
+
+/// Says things in the way that was asked for.
+#[derive(Clone, Debug)]
+pub struct Terminal {
+    manner: Manner,
+    colours: bool,
+    /// What was last said of each peer.
+    told: HashMap<Run, PeerState>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manner {
+    Lines,
+    Events,
+    Silence,
+}
+
+const BOLD: &str = "1";
+const DIM: &str = "2";
+const GREEN: &str = "32";
+const YELLOW: &str = "33";
+const RED: &str = "31";
+
+impl Terminal {
+    pub fn new(options: &LogOptions) -> Terminal {
+        let manner = match options.log_format.unwrap_or_default() {
+            LogFormat::Json => Manner::Events,
+            LogFormat::Text if options.quiet => Manner::Silence,
+            LogFormat::Text => Manner::Lines,
+        };
+        Terminal { manner, colours: colours(), told: HashMap::new() }
+    }
+
+    /// Something worth knowing that is no error.
+    pub fn note(&self, note: impl fmt::Display) {
+        match self.manner {
+            Manner::Lines => say(format_args!("{} {note}", self.paint(YELLOW, "note:"))),
+            Manner::Events => tracing::info!("{note}"),
+            Manner::Silence => {}
+        }
+    }
+
+    /// Who this node is and where it is reached.
+    pub fn welcome(&self, info: &Info, page: Option<SocketAddr>) {
+        let Info { run, name, mesh, listen, addresses, interfaces, data_dir } = info;
+        let open = "open: anyone here can read and write";
+        let join = |words: Vec<String>| if words.is_empty() { "none".to_string() } else { words.join(", ") };
+        let reached = join(addresses.iter().map(SocketAddr::to_string).collect());
+        let used = join(interfaces.iter().filter(|i| i.skipped.is_none()).map(|i| clean(&i.name)).collect());
+        let skipped = interfaces.iter().filter_map(|i| i.skipped.map(|why| format!("{} ({why})", clean(&i.name))));
+        let skipped = Vec::from_iter(skipped);
+        let page = page.map(url);
+        match self.manner {
+            Manner::Silence => {}
+            Manner::Events => tracing::info!(
+                node = %run.node, epoch = %run.epoch, %name, %mesh, open = true, %listen, addresses = reached,
+                interfaces = used, skipped = skipped.join(", "), page, "serving"
+            ),
+            Manner::Lines => {
+                let row = |word: &str, value: &dyn fmt::Display| {
+                    say(format_args!("  {} {value}", self.paint(DIM, &format!("{word:<10}"))));
+                };
+                let name = self.paint(BOLD, &clean(name));
+                say(format_args!("{} {name} on mesh {} ({open})", self.paint(DIM, "hubless"), self.paint(BOLD, mesh)));
+                if let Some(page) = page {
+                    row("page", &self.paint(BOLD, &page));
+                }
+                row("peers at", &if addresses.is_empty() { listen.to_string() } else { reached });
+                row("interfaces", &used);
+                if !skipped.is_empty() {
+                    row("skipped", &skipped.join(", "));
+                }
+                if let Some(folder) = data_dir {
+                    row("folder", &at_home(folder));
+                }
+                row("stop", &"Ctrl-C");
+            }
+        }
+    }
+
+    /// One line for what happened, unless nothing changed by it.
+    pub fn event(&mut self, event: &Event) {
+        match event {
+            Event::PeerUp(peer) => self.peer(peer, PeerState::Up),
+            Event::PeerSuspect(peer) => {
+                let state = if peer.state == PeerState::OneWay { PeerState::OneWay } else { PeerState::Suspect };
+                self.peer(peer, state);
+            }
+            Event::PeerDown(peer) => self.peer(peer, PeerState::Down),
+            Event::Apart { address, reason } => match self.manner {
+                Manner::Events => tracing::info!(%address, reason, "a neighbour is kept apart"),
+                _ => self.line(YELLOW, "!", format_args!("a neighbour at {address} is kept apart: {}", clean(reason))),
+            },
+            // What may still come is no loss; whoever reads is told at that place.
+            Event::Gap(gap) if matches!(gap.reason, GapReason::Late | GapReason::Slow) => {}
+            Event::Gap(gap) => match self.manner {
+                Manner::Events => {
+                    tracing::info!(missing = gap.missing, reason = word(&gap.reason), "messages are missing")
+                }
+                _ => self.line(
+                    RED,
+                    "!",
+                    format_args!("{} messages are missing for good ({})", gap.missing, word(&gap.reason)),
+                ),
+            },
+            Event::PeerCut(peer) => match self.manner {
+                Manner::Events => tracing::info!(node = %peer.run.node, name = %peer.name, "a slow peer was cut"),
+                _ => self.line(
+                    YELLOW,
+                    "!",
+                    format_args!("{} is too slow and was cut; it gets what it missed later", name(peer)),
+                ),
+            },
+            Event::Cloned(peer) => match self.manner {
+                Manner::Events => tracing::info!(node = %peer.run.node, name = %peer.name, "this node has a double"),
+                _ => self.line(
+                    RED,
+                    "!",
+                    format_args!(
+                        "{} runs with a copy of this node's data folder: remove the file `identity` from one of them",
+                        name(peer)
+                    ),
+                ),
+            },
+        }
+    }
+
+    fn peer(&mut self, peer: &Peer, state: PeerState) {
+        let before =
+            if state == PeerState::Down { self.told.remove(&peer.run) } else { self.told.insert(peer.run, state) };
+        if before == Some(state) {
+            return;
+        }
+        let address = peer.address.map(|address| format!(" at {address}")).unwrap_or_default();
+        let found = word(&peer.found_by);
+        let name = name(peer);
+        if self.manner == Manner::Events {
+            let rtt_ms = peer.rtt.map(|rtt| rtt.as_secs_f64() * 1_000.0);
+            let address = peer.address.map(|address| address.to_string());
+            tracing::info!(
+                node = %peer.run.node, name = %peer.name, state = word(&state), address, found_by = found, rtt_ms, "peer"
+            );
+            return;
+        }
+        match state {
+            PeerState::Up => {
+                let rtt = peer.rtt.map(|rtt| format!(", {}", milliseconds(rtt))).unwrap_or_default();
+                self.line(GREEN, "+", format_args!("{name} up{address} ({found}{rtt})"));
+            }
+            PeerState::OneWay => self.line(
+                YELLOW,
+                "~",
+                format_args!("{name} is heard one way only{address}: a firewall may stand in the other way"),
+            ),
+            PeerState::Suspect => self.line(YELLOW, "~", format_args!("{name} is silent{address}")),
+            PeerState::Down | PeerState::Incompatible => self.line(RED, "-", format_args!("{name} down")),
+        }
+    }
+
+    fn line(&self, colour: &str, sign: &str, what: fmt::Arguments<'_>) {
+        if self.manner == Manner::Lines {
+            let time = jiff::Zoned::now().strftime("%H:%M:%S").to_string();
+            say(format_args!("{} {} {what}", self.paint(DIM, &time), self.paint(colour, sign)));
+        }
+    }
+
+    fn paint(&self, colour: &str, text: &str) -> String {
+        if self.colours { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.into() }
+    }
+}
+
+/// What people call a peer.
+fn name(peer: &Peer) -> String {
+    if peer.name.is_empty() { short(&peer.run.node) } else { clean(&peer.name) }
+}
+
+/// Where a browser on this machine finds the page.
+fn url(page: SocketAddr) -> String {
+    let host = match page {
+        SocketAddr::V4(v4) if v4.ip().is_unspecified() => "127.0.0.1".into(),
+        SocketAddr::V6(v6) if v6.ip().is_unspecified() => "[::1]".into(),
+        SocketAddr::V4(v4) => v4.ip().to_string(),
+        SocketAddr::V6(v6) => format!("[{}]", v6.ip()),
+    };
+    format!("http://{host}:{}/", page.port())
+}
+
+/// A path as people write it.
+fn at_home(path: &Path) -> String {
+    let home = etcetera::home_dir().ok();
+    match home.and_then(|home| path.strip_prefix(home).ok().map(Path::to_path_buf)) {
+        Some(rest) => format!("~/{}", rest.display()),
+        None => path.display().to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_from_the_lan_steers_the_terminal() {
+        assert_eq!(clean("a\x1b[2Jb\r\n\u{202e}c"), "a\u{fffd}[2Jb\u{fffd}\u{fffd}\u{fffd}c");
+        assert_eq!(clean("grüße 👋"), "grüße 👋");
+    }
+
+    #[test]
+    fn the_page_has_an_url_that_a_browser_opens() {
+        for (address, shown) in [
+            ("127.0.0.1:8080", "http://127.0.0.1:8080/"),
+            ("0.0.0.0:80", "http://127.0.0.1:80/"),
+            ("[::]:80", "http://[::1]:80/"),
+            ("[fd00::1]:80", "http://[fd00::1]:80/"),
+        ] {
+            assert_eq!(url(address.parse().unwrap()), shown);
+        }
+    }
+}
