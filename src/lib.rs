@@ -41,11 +41,7 @@ compile_error!("hubless runs on Linux and macOS; Windows is not supported");
 pub mod architecture {}
 
 pub mod config;
-<<<<<<< HEAD
 mod data_dir;
-=======
-pub(crate) mod data_dir;
->>>>>>> cli
 pub mod error;
 pub mod handle;
 pub mod id;

@@ -332,6 +332,10 @@ impl Ladder {
         }
         let Some(place) = self.peers.iter().position(|peer| peer.run == Some(run)) else { return };
         let peer = &mut self.peers[place];
+        if peer.found_by == FoundBy::Gossip {
+            // A call or a word of others came first; what discovery itself has found says more.
+            peer.found_by = found_by;
+        }
         for address in fit {
             peer.add_door(now, address, &self.dialling);
         }
