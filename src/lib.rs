@@ -8,4 +8,6 @@ pub mod metrics;
 pub mod net;
 pub mod replica;
 pub mod subscription;
+#[cfg(feature = "web")]
+pub mod web;
 pub mod wire;
