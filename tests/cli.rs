@@ -2,6 +2,7 @@
 //!
 //! Every test has a home of its own, and every node listens on loopback only.
 #![cfg(feature = "cli")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail tests")]
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
