@@ -10,6 +10,7 @@ const KEPT = 1000;
 const HELD_MAX = 20_000;
 const GAPS_MAX = 50;
 const OWN_IDS_MAX = 300;
+const SAVE_MS = 500;
 
 const encoder = new TextEncoder();
 export const bytesOf = text => encoder.encode(text).length;
@@ -68,11 +69,12 @@ class Line {
   }
 }
 
+/** A message object, or a frame with its fields: there `type` says what the frame is. */
 function fromWire(raw) {
   const text = typeof raw.text === 'string' ? raw.text : null;
   const data = typeof raw.data === 'string' ? raw.data : '';
   return {
-    id: raw.id, key: raw.key ?? null, text: text ?? '', type: text === null ? String(raw.type ?? 'data') : null,
+    id: raw.id, key: raw.key ?? null, text: text ?? '', type: text === null ? String(raw.content_type ?? raw.type ?? 'data') : null,
     bytes: Math.floor(data.length * 3 / 4) - (data.endsWith('==') ? 2 : data.endsWith('=') ? 1 : 0),
     name: String(raw.name ?? ''), node: String(raw.node ?? ''), time: Date.parse(raw.time) || 0, via: raw.via ?? 'mesh',
     storedBy: raw.stored_by ?? 0, late: raw.late === true, placed: true, guessed: false,
@@ -237,8 +239,7 @@ export class Store {
       return null;
     }
     if (raw.key && room.byKey.has(raw.key)) return null;
-    if ([...this.outbox.values()].some(({ line, room: its }) =>
-      its === room && line.status === 'pending' && line.text === raw.text)) {
+    if (this.unsent().some(entry => entry.room === room && entry.line.text === raw.text)) {
       this.aside.push(raw);
       return null;
     }
@@ -370,6 +371,13 @@ export class Store {
 
   setRead(room, time) {
     room.read = this.reads[room.name] = time;
+    this.saving ??= setTimeout(() => this.saveReads(), SAVE_MS);
+  }
+
+  saveReads() {
+    this.saving = clearTimeout(this.saving);
+    // Another page of this browser may have read on.
+    for (const [room, time] of Object.entries(kept.get('read', {}))) this.reads[room] = Math.max(time, this.reads[room] ?? 0);
     kept.set('read', this.reads);
   }
 

@@ -75,7 +75,7 @@ async function eventually(what, condition) {
   assert.fail(`${what} (within ${WAIT_MS} ms; last seen: ${JSON.stringify(last)})`);
 }
 
-/** The text stands exactly once on each page, and stays so after a further message has made the round. */
+/** Each text comes to stand once on each page, and never twice meanwhile. */
 async function onceOn(pages, texts) {
   for (const page of pages) {
     for (const text of texts) {
