@@ -19,7 +19,7 @@ const banner = new Banner(() => link.hurry());
 const log = new Log(store, {
   older: room => load(room),
   retry: line => deliver(store.retry(line)),
-  discard: line => { store.discard(line); render(); },
+  discard: line => { store.discard(line); release(); render(); },
   scrolled: () => { look(); render(); },
   nodeName: node => node === store.node?.node ? store.node.name : store.peers.find(peer => peer.node === node)?.name ?? '',
   live: () => link.live,
