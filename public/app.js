@@ -1,6 +1,6 @@
 // The page: ties store, line to the node and panels together, and turns what a person does into frames.
 
-import { byId, setAttribute, setText } from './dom.js';
+import { byId, setAttribute, setText, soon } from './dom.js';
 import { Banner, People, Rooms } from './panels.js';
 import { Link } from './socket.js';
 import { Store, TEXT_BYTES_MAX, bytesOf, roomFault, shelf, tidyName } from './store.js';
@@ -19,7 +19,7 @@ const banner = new Banner(() => link.hurry());
 const log = new Log(store, {
   older: room => load(room),
   retry: line => deliver(store.retry(line)),
-  discard: line => { store.discard(line); render(); },
+  discard: line => { store.discard(line); release(); render(); },
   scrolled: () => { look(); render(); },
   nodeName: node => node === store.node?.node ? store.node.name : store.peers.find(peer => peer.node === node)?.name ?? '',
   live: () => link.live,
@@ -169,22 +169,21 @@ function look() {
 
 function render() {
   log.refresh();
-  if (render.due) return;
-  render.due = true;
-  queueMicrotask(() => {
-    render.due = false;
-    store.trim(log.atBottom ? null : current);
-    rooms.render(current);
-    people.render(link.live);
-    const { node } = store;
-    setText(byId('mesh'), node ? `mesh ${node.mesh} · ${node.name}` : '');
-    setText(byId('version'), node?.version ? `v${node.version}` : '');
-    byId('open').hidden = !node?.open;
-    const unread = [...store.rooms.values()].reduce((sum, room) => sum + room.unread, 0);
-    const title = `${unread > 0 ? `(${unread}) ` : ''}${current.name} · hubless`;
-    if (document.title !== title) document.title = title;
-  });
+  renderPanels();
 }
+
+const renderPanels = soon(() => {
+  store.trim(log.atBottom ? null : current);
+  rooms.render(current);
+  people.render(link.live);
+  const { node } = store;
+  setText(byId('mesh'), node ? `mesh ${node.mesh} · ${node.name}` : '');
+  setText(byId('version'), node?.version ? `v${node.version}` : '');
+  byId('open').hidden = !node?.open;
+  const unread = [...store.rooms.values()].reduce((sum, room) => sum + room.unread, 0);
+  const title = `${unread > 0 ? `(${unread}) ` : ''}${current.name} · hubless`;
+  if (document.title !== title) document.title = title;
+});
 
 function roomInUrl() {
   let wanted = location.hash.slice(1);
@@ -202,7 +201,8 @@ function enter(room) {
     fit();
     notice('');
   }
-  if (roomInUrl() !== room.name || !location.hash) location.hash = room.name;
+  if (!location.hash) history.replaceState(null, '', '#' + room.name);
+  else if (location.hash !== '#' + room.name) location.hash = room.name;
   setText(byId('room-title'), room.name);
   setText(byId('text-label'), `Message in ${room.name}`);
   text.placeholder = `Message in ${room.name}`;
@@ -434,6 +434,7 @@ byId('theme').addEventListener('click', () => {
 
 addEventListener('focus', () => { look(); render(); });
 document.addEventListener('visibilitychange', () => { look(); render(); });
+addEventListener('pagehide', () => store.saveReads());
 showTheme();
 showName(kept.get('name') === null);
 enter(current);

@@ -32,3 +32,22 @@ export function setAttribute(element, name, value) {
   if (value === null || value === undefined || value === false) element.removeAttribute(name);
   else if (element.getAttribute(name) !== String(value)) element.setAttribute(name, value);
 }
+
+/** Makes a function that does `work` soon: at once when it is rarely asked, once a frame in a burst. */
+export function soon(work) {
+  const REST_MS = 30;
+  let due = false, doneAt = -REST_MS;
+  const go = () => {
+    due = false;
+    work();
+    doneAt = performance.now();
+  };
+  return () => {
+    if (due) return;
+    due = true;
+    if (performance.now() - doneAt > REST_MS) queueMicrotask(go);
+    // A hidden page has no frames, but a title.
+    else if (document.hidden) setTimeout(go, 200);
+    else requestAnimationFrame(go);
+  };
+}

@@ -10,6 +10,9 @@ const KEPT = 1000;
 const HELD_MAX = 20_000;
 const GAPS_MAX = 50;
 const OWN_IDS_MAX = 300;
+const SAVE_MS = 500;
+// Clocks of browser and node may differ by so much before a line stands twice for the moment until it is accepted.
+const SKEW_MS = 60_000;
 
 const encoder = new TextEncoder();
 export const bytesOf = text => encoder.encode(text).length;
@@ -68,11 +71,12 @@ class Line {
   }
 }
 
+/** A message object, or a frame with its fields: there `type` says what the frame is. */
 function fromWire(raw) {
   const text = typeof raw.text === 'string' ? raw.text : null;
   const data = typeof raw.data === 'string' ? raw.data : '';
   return {
-    id: raw.id, key: raw.key ?? null, text: text ?? '', type: text === null ? String(raw.type ?? 'data') : null,
+    id: raw.id, key: raw.key ?? null, text: text ?? '', type: text === null ? String(raw.content_type ?? raw.type ?? 'data') : null,
     bytes: Math.floor(data.length * 3 / 4) - (data.endsWith('==') ? 2 : data.endsWith('=') ? 1 : 0),
     name: String(raw.name ?? ''), node: String(raw.node ?? ''), time: Date.parse(raw.time) || 0, via: raw.via ?? 'mesh',
     storedBy: raw.stored_by ?? 0, late: raw.late === true, placed: true, guessed: false,
@@ -177,8 +181,8 @@ export class Store {
     this.ownIds = kept.get('own', []);
     this.own = new Set(this.ownIds);
     this.room('lobby');
-    for (const { client, room, text, name, status, fault } of keptByTab.get('outbox', [])) {
-      this.pend(new Line({ client, text, name, own: true, time: Date.now(), status, fault }), this.room(room));
+    for (const { room, ...fields } of keptByTab.get('outbox', [])) {
+      this.pend(new Line({ ...fields, own: true }), this.room(room));
     }
   }
 
@@ -237,9 +241,10 @@ export class Store {
       return null;
     }
     if (raw.key && room.byKey.has(raw.key)) return null;
-    if ([...this.outbox.values()].some(({ line, room: its }) =>
-      its === room && line.status === 'pending' && line.text === raw.text)) {
-      this.aside.push(raw);
+    // History has echoes, too, after a reload; what was said long before is none.
+    if (this.unsent().some(entry => entry.room === room && entry.line.text === raw.text
+      && (!history || Date.parse(raw.time) > entry.line.time - SKEW_MS))) {
+      this.aside.push({ raw, history });
       return null;
     }
     const line = new Line({ ...fromWire(raw), own: this.own.has(raw.id) });
@@ -286,12 +291,12 @@ export class Store {
     this.saveOutbox();
     this.rememberOwn(id);
     const shown = room.byId.get(id);
-    const at = this.aside.findIndex(raw => raw.id === id);
+    const at = this.aside.findIndex(({ raw }) => raw.id === id);
     if (shown) {
       room.remove(line);
       room.change(shown, { own: true, status: 'accepted' });
     } else if (at >= 0) {
-      this.settle(room, line, this.aside.splice(at, 1)[0]);
+      this.settle(room, line, this.aside.splice(at, 1)[0].raw);
     } else {
       const time = Math.max(room.last, Date.now());
       room.change(line, { id, time, placed: true, guessed: true, status: 'accepted' });
@@ -327,11 +332,11 @@ export class Store {
     this.saveOutbox();
   }
 
-  /** Messages set aside that turned out not to be an echo. */
+  /** Takes what was set aside and turned out not to be an echo; answers what of it came live. */
   released() {
     const waiting = this.aside;
     this.aside = [];
-    return waiting.map(raw => ({ raw, line: this.take(raw) })).filter(({ line }) => line);
+    return waiting.map(({ raw, history }) => ({ raw, history, line: this.take(raw, history) })).filter(({ line, history }) => line && !history);
   }
 
   stored(id, count) {
@@ -343,7 +348,7 @@ export class Store {
 
   saveOutbox() {
     keptByTab.set('outbox', [...this.outbox.values()].map(({ line, room }) =>
-      ({ client: line.client, room: room.name, text: line.text, name: line.name, status: line.status, fault: line.fault })));
+      ({ client: line.client, room: room.name, text: line.text, name: line.name, time: line.time, status: line.status, fault: line.fault })));
   }
 
   rememberOwn(id) {
@@ -370,6 +375,13 @@ export class Store {
 
   setRead(room, time) {
     room.read = this.reads[room.name] = time;
+    this.saving ??= setTimeout(() => this.saveReads(), SAVE_MS);
+  }
+
+  saveReads() {
+    this.saving = clearTimeout(this.saving);
+    // Another page of this browser may have read on.
+    for (const [room, time] of Object.entries(kept.get('read', {}))) this.reads[room] = Math.max(time, this.reads[room] ?? 0);
     kept.set('read', this.reads);
   }
 

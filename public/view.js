@@ -1,7 +1,7 @@
 // The log of the open room: renders its lines, keeps the reader's place, and says when more is wanted.
 // At most RENDERED_MAX lines are in the document; the window slides over the lines that the room holds.
 
-import { arrange, byId, make, setText } from './dom.js';
+import { arrange, byId, make, setText, soon } from './dom.js';
 
 const RENDERED_MAX = 1000;
 const SLIDE = 300;
@@ -13,7 +13,6 @@ const LONG_CHARS = 3000;
 const LONG_LINES = 30;
 // Screen readers are not told of history: changes this soon after a switch are quiet.
 const QUIET_MS = 700;
-const RENDER_MS = 30;
 
 const clock = new Intl.DateTimeFormat(undefined, { hour: '2-digit', minute: '2-digit' });
 const exact = new Intl.DateTimeFormat(undefined, { dateStyle: 'full', timeStyle: 'medium' });
@@ -64,6 +63,7 @@ export class Log {
   /** `hooks`: `older(room)`, `retry(line)`, `discard(line)`, `scrolled()`, `nodeName(node)`, `live()`. */
   constructor(store, hooks) {
     Object.assign(this, { store, hooks });
+    this.refresh = soon(() => this.render());
     this.scroller = byId('scroller');
     this.list = byId('log');
     this.jump = byId('jump');
@@ -76,7 +76,6 @@ export class Log {
     this.end = null;
     // Whether the reader follows the newest line.
     this.stuck = true;
-    this.renderedAt = 0;
     this.scroller.addEventListener('scroll', () => this.scrolled(), { passive: true });
     this.jump.addEventListener('click', () => { this.toBottom(); byId('text').focus({ preventScroll: true }); });
     new ResizeObserver(() => this.stuck && this.pin()).observe(this.scroller);
@@ -88,16 +87,6 @@ export class Log {
     this.stuck = true;
     this.hush();
     this.render();
-  }
-
-  /** Renders soon: at once when idle, once a frame in a burst. */
-  refresh() {
-    if (this.due) return;
-    this.due = true;
-    const go = () => { this.due = false; this.render(); };
-    if (performance.now() - this.renderedAt > RENDER_MS) queueMicrotask(go);
-    else if (document.hidden) setTimeout(go, 200);
-    else requestAnimationFrame(go);
   }
 
   hush() {
@@ -119,7 +108,6 @@ export class Log {
     this.list.setAttribute('aria-busy', String(room.loading));
     if (this.stuck) this.pin();
     else if (anchor?.node.isConnected) scroller.scrollTop += anchor.node.offsetTop - anchor.top;
-    this.renderedAt = performance.now();
     this.showJump();
     this.fill();
   }

@@ -75,7 +75,7 @@ async function eventually(what, condition) {
   assert.fail(`${what} (within ${WAIT_MS} ms; last seen: ${JSON.stringify(last)})`);
 }
 
-/** The text stands exactly once on each page, and stays so after a further message has made the round. */
+/** Each text comes to stand once on each page, and never twice meanwhile. */
 async function onceOn(pages, texts) {
   for (const page of pages) {
     for (const text of texts) {
@@ -356,9 +356,10 @@ await check('scrolling back loads older pages and keeps the place', async () => 
   await onceOn([page], [posts.at(-1)]);
   assert.ok(await page.locator('.msg').count() < 200, 'first only the newest page');
   await page.hover('#scroller');
+  // At the very top a wheel that still turns moves nothing any more.
   await eventually('the oldest is there', async () => {
     await page.mouse.wheel(0, -900);
-    return await count(page, posts[0]) === 1;
+    return await count(page, posts[0]) === 1 && await page.evaluate(() => document.getElementById('scroller').scrollTop === 0);
   });
   const texts = await page.evaluate(() => [...document.querySelectorAll('#log .text')].map(element => element.textContent));
   assert.deepEqual(texts, posts);
