@@ -240,6 +240,13 @@ impl Feeds {
         self.start.elapsed().as_millis() as u64 + 1
     }
 
+    /// Callers that count for flow.
+    #[cfg(test)]
+    pub(crate) fn settled(&self) -> usize {
+        let settled = |at: u64| at != 0 && self.now().saturating_sub(at) > limits::SETTLED.as_millis() as u64;
+        lock(&self.feeds).values().filter(|feed| settled(feed.subscribed_at.load(Relaxed))).count()
+    }
+
     #[cfg(test)]
     fn later(&mut self, time: Duration) {
         self.start -= time;
