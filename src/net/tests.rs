@@ -311,7 +311,9 @@ async fn the_default_port_gives_way() {
     assert_ne!(first.listen().port(), free.listen().port());
     let port = free.listen().port();
     free.close().await;
-    assert_eq!(start(Some(port)).await.listen().port(), port);
+    // Whoever had the default port may have left meanwhile.
+    let last = start(Some(port)).await.listen().port();
+    assert!(last == port || last == crate::config::PORT_DEFAULT, "{last}");
 
     let (events, _) = mpsc::channel(1);
     let run = Run { node: NodeId([1; 32]), epoch: Epoch(1) };
