@@ -23,6 +23,8 @@ use crate::wire::{TOPIC_CHAT, TOPIC_MESH};
 
 /// The publisher is taken for dead when it said things for so long and at least [`UNHEARD_MIN`] times, all unheard.
 const UNHEARD: Duration = Duration::from_secs(5);
+/// After so many messages, or a mark, the gate gets its turn, however busy the sender is.
+const IN_ONE_GO_MAX: u32 = 16;
 /// A loop that hung for long says few things before the ear gets its turn.
 const UNHEARD_MIN: u32 = 5;
 
@@ -38,6 +40,8 @@ pub(crate) struct Publisher {
     path: watch::Sender<PathBuf>,
     /// What [`Feeds`] knew when the last mark was sent.
     marked: u64,
+    /// Messages sent since others had their turn.
+    in_one_go: u32,
 }
 
 /// A socket and the ear that is subscribed to it.
@@ -74,7 +78,8 @@ impl Publisher {
         let path = folder.socket('p', 0);
         let voice = Voice::make(&path).await.map_err(io::Error::other)?;
         let path = watch::Sender::new(path);
-        Ok(Publisher { folder, metrics, feeds, voice, watchdog: Watchdog::default(), made: 1, path, marked: 0 })
+        let watchdog = Watchdog::default();
+        Ok(Publisher { folder, metrics, feeds, voice, watchdog, made: 1, path, marked: 0, in_one_go: 0 })
     }
 
     /// Where it is bound.
@@ -102,9 +107,13 @@ impl Publisher {
         let bytes = (topic.len() + body.len()) as u64;
         self.metrics.sent_bytes.inc_by(bytes);
         self.say(topic, body).await;
-        if self.feeds.sent(bytes) - self.marked >= limits::MARK_EVERY_BYTES {
+        self.in_one_go += 1;
+        let to_mark = self.feeds.sent(bytes) - self.marked >= limits::MARK_EVERY_BYTES;
+        if to_mark {
             self.mark().await;
-            // Publishing in one go must not keep the gate from taking what is published.
+        }
+        if to_mark || self.in_one_go >= IN_ONE_GO_MAX {
+            self.in_one_go = 0;
             tokio::task::yield_now().await;
         }
     }

@@ -178,11 +178,13 @@ impl Feeds {
         lock(&self.dropped).get(&run).copied().unwrap_or(0)
     }
 
-    /// Whether publishing may go on: DESIGN section 5, Flow.
+    /// Whether publishing may go on. It waits while too much is inside the publisher; and while somebody who takes
+    /// messages is behind and nobody who is settled and takes messages keeps up. Newcomers may be behind, too: else one
+    /// that is cut for being slow within its first second, and comes again, would never settle.
     pub(crate) fn flow(&self) -> Flow {
         let (now, sent) = (self.now(), self.sent.load(Relaxed));
         let within = |at: u64, time: Duration| now.saturating_sub(at) <= time.as_millis() as u64;
-        let (mut keeping, mut behind) = (0, 0);
+        let (mut keeping, mut behind) = (false, false);
         for feed in lock(&self.feeds).values() {
             let subscribed_at = feed.subscribed_at.load(Relaxed);
             if subscribed_at == 0 {
@@ -201,14 +203,16 @@ impl Feeds {
             }
             feed.over_since.store(0, Relaxed);
             let took_at = feed.took_at.load(Relaxed);
-            if !within(subscribed_at, limits::SETTLED) && took_at != 0 && within(took_at, limits::TAKES) {
-                match feed.queued.load(Relaxed) > limits::BEHIND_BYTES {
-                    true => behind += 1,
-                    false => keeping += 1,
+            if took_at != 0 && within(took_at, limits::TAKES) {
+                let settled = !within(subscribed_at, limits::SETTLED);
+                if feed.queued.load(Relaxed) > limits::BEHIND_BYTES {
+                    behind = true;
+                } else if settled {
+                    keeping = true;
                 }
             }
         }
-        if keeping == 0 && behind > 0 { self.wait() } else { Flow::Open }
+        if behind && !keeping { self.wait() } else { Flow::Open }
     }
 
     /// Whether all that was published has been written to all.
@@ -238,6 +242,13 @@ impl Feeds {
     /// Milliseconds since the start, from 1: 0 stands for never.
     fn now(&self) -> u64 {
         self.start.elapsed().as_millis() as u64 + 1
+    }
+
+    /// Callers that count for flow.
+    #[cfg(test)]
+    pub(crate) fn settled(&self) -> usize {
+        let settled = |at: u64| at != 0 && self.now().saturating_sub(at) > limits::SETTLED.as_millis() as u64;
+        lock(&self.feeds).values().filter(|feed| settled(feed.subscribed_at.load(Relaxed))).count()
     }
 
     #[cfg(test)]
@@ -294,12 +305,22 @@ mod tests {
     }
 
     #[test]
-    fn a_newcomer_is_not_waited_for() {
-        let feeds = Feeds::new();
-        let feed = feeds.enter(1, Run { node: NodeId([1; 32]), epoch: Epoch(1) });
-        feeds.subscribed(&feed, true);
-        takes(&feeds, &feed, 5 * MIB);
+    fn a_newcomer_is_waited_for_alone_but_does_not_hide_that_others_are_behind() {
+        let mut feeds = Feeds::new();
+        let settled = settled(&mut feeds, 1);
+        let newcomer = feeds.enter(2, Run { node: NodeId([2; 32]), epoch: Epoch(1) });
+        feeds.subscribed(&newcomer, true);
+        takes(&feeds, &settled, 0);
+        takes(&feeds, &newcomer, 5 * MIB);
         assert_eq!(feeds.flow(), Flow::Open);
+        feeds.leave(1);
+        assert_eq!(feeds.flow(), Flow::Wait);
+        let feed = super::tests::settled(&mut feeds, 3);
+        takes(&feeds, &feed, 5 * MIB);
+        let newest = feeds.enter(4, Run { node: NodeId([4; 32]), epoch: Epoch(1) });
+        feeds.subscribed(&newest, true);
+        takes(&feeds, &newest, 0);
+        assert_eq!(feeds.flow(), Flow::Wait);
     }
 
     #[test]

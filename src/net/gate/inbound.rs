@@ -6,6 +6,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
@@ -75,12 +76,26 @@ pub(super) async fn serve(number: u64, mut tcp: TcpStream, address: SocketAddr, 
     caller.wishes.push(feed::mark_subscription());
     *lock(&shared.callers).entry(peer.run).or_default() += 1;
     let called = NetEvent::Called { run: peer.run, address: at_port(peer.port) };
-    let end = tokio::select! {
-        end = caller.run(called) => end,
-        _ = path.changed() => End::Restart,
+    // The node may be slow to take the news; what comes out of the publisher is taken anyhow.
+    let mut tell = pin!(shared.events.send(called));
+    let (end, told) = {
+        let relay = async {
+            tokio::select! {
+                end = caller.relay() => end,
+                _ = path.changed() => End::Restart,
+            }
+        };
+        let mut relay = pin!(relay);
+        tokio::select! {
+            end = &mut relay => (end, false),
+            _ = &mut tell => (relay.await, true),
+        }
     };
     let dropped = caller.queue.bytes() as u64;
     drop(caller);
+    if !told {
+        let _ = tell.await;
+    }
     let run = peer.run;
     match end {
         End::Gone => {}
@@ -184,21 +199,7 @@ impl Drop for Caller<'_> {
 }
 
 impl Caller<'_> {
-    /// Relays until the end. `called` goes out beside: the node may be slow to take it, the publisher is drained anyhow.
-    async fn run(&mut self, called: NetEvent) -> End {
-        let events = self.shared.events.clone();
-        let (tell, relay) = (events.send(called), self.relay());
-        tokio::pin!(tell, relay);
-        tokio::select! {
-            end = &mut relay => {
-                let _ = tell.await;
-                return end;
-            }
-            _ = &mut tell => {}
-        }
-        relay.await
-    }
-
+    /// Relays until the end.
     async fn relay(&mut self) -> End {
         let mut moved = Instant::now();
         loop {

@@ -20,6 +20,8 @@ pub(crate) const COMMAND_BYTES_MAX: usize = 4096;
 pub(crate) const FRAME_BYTES_MAX: usize = crate::wire::FRAME_BYTES_MAX;
 /// The most frames of one message; one more cuts the connection.
 pub(crate) const PARTS_MAX: u8 = 2;
+/// Tasks for callers, those included that only have news left which the node does not take; at that, nobody is accepted.
+pub(crate) const TASKS_MAX: usize = 2 * (CALLERS_MAX + HANDSHAKES_MAX);
 /// Subscriptions of one caller; one more cuts it.
 pub(crate) const SUBSCRIPTIONS_MAX: usize = 64;
 /// The longest subscription; a longer one cuts the caller.
@@ -40,7 +42,8 @@ pub(crate) const INSIDE_STALL: Duration = Duration::from_millis(100);
 pub(crate) const BEHIND_BYTES: usize = 4 << 20;
 /// A caller takes messages if it took bytes within this time.
 pub(crate) const TAKES: Duration = Duration::from_secs(1);
-/// A caller counts for flow once it has been subscribed for so long.
+/// A caller counts as keeping up once it has been subscribed for so long: who comes and goes must not hide that the
+/// others are behind.
 pub(crate) const SETTLED: Duration = Duration::from_secs(1);
 /// A mark follows so many bytes through the publisher; see [`super::feed`].
 pub(crate) const MARK_EVERY_BYTES: u64 = 128 << 10;

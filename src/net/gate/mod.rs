@@ -227,7 +227,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, mut stopped: oneshot
     for number in 0.. {
         let accepted = loop {
             tokio::select! {
-                accepted = listener.accept() => break accepted,
+                accepted = listener.accept(), if tasks.len() < limits::TASKS_MAX => break accepted,
                 Some(ended) = tasks.join_next() => {
                     if let Err(error) = ended && error.is_panic() {
                         std::panic::resume_unwind(error.into_panic());
