@@ -194,7 +194,6 @@ struct Inbox {
 /// A dial, and what became of it.
 #[derive(Clone, Copy, Debug)]
 struct Link {
-    address: SocketAddr,
     /// Who answered; none while it is being made.
     run: Option<Run>,
     /// Something was heard over it.
@@ -411,7 +410,6 @@ impl Loop {
 
     async fn send(&mut self, to: To, message: &Message) {
         let body = wire::encode(message);
-        self.metrics.sent_bytes.inc_by(body.len() as u64);
         match (to, message) {
             (To::All, Message::Batch(_)) => self.net.send(wire::TOPIC_CHAT, body).await,
             (To::All, _) => self.net.send(wire::TOPIC_MESH, body).await,
@@ -457,7 +455,7 @@ impl Loop {
         while let Some(address) = self.ladder.poll(now) {
             self.links_made += 1;
             let link = LinkId(self.links_made);
-            self.links.insert(link, Link { address, run: None, spoke: false });
+            self.links.insert(link, Link { run: None, spoke: false });
             self.net.dial(link, address);
         }
         while let Some(notice) = self.ladder.notice() {
@@ -512,7 +510,7 @@ impl Loop {
         let silent = self.replica.known_peer(run).is_none_or(|peer| peer.status != Status::Up);
         let heard = self.links.values().any(|other| other.run == Some(run) && other.spoke);
         self.ladder.linked(Instant::now(), run, address);
-        self.links.insert(link, Link { address, run: Some(run), spoke: false });
+        self.links.insert(link, Link { run: Some(run), spoke: false });
         if heard && !silent {
             self.net.hang_up(link);
             return;

@@ -54,7 +54,6 @@ pub(crate) fn mark_subscription() -> Bytes {
 /// One connection of a caller, as its relay reports on it.
 #[derive(Debug)]
 pub(crate) struct Feed {
-    pub(crate) run: Run,
     /// Bytes published that are known to have come out of the publisher.
     seen: AtomicU64,
     /// When `seen` moved, in milliseconds of [`Feeds::now`].
@@ -97,10 +96,9 @@ impl Feeds {
         }
     }
 
-    /// A new connection of `run`; whatever is published from now on counts as on its way to it.
-    pub(crate) fn enter(&self, number: u64, run: Run) -> Arc<Feed> {
+    /// A new connection; whatever is published from now on counts as on its way to it.
+    pub(crate) fn enter(&self, number: u64) -> Arc<Feed> {
         let feed = Arc::new(Feed {
-            run,
             seen: AtomicU64::new(self.sent.load(Relaxed)),
             seen_at: AtomicU64::new(self.now()),
             over_since: AtomicU64::new(0),
@@ -270,7 +268,7 @@ mod tests {
     const MIB: usize = 1 << 20;
 
     fn settled(feeds: &mut Feeds, number: u64) -> Arc<Feed> {
-        let feed = feeds.enter(number, Run { node: NodeId([number as u8; 32]), epoch: Epoch(1) });
+        let feed = feeds.enter(number);
         feeds.subscribed(&feed, true);
         feeds.later(Duration::from_millis(1500));
         feed
@@ -308,7 +306,7 @@ mod tests {
     fn a_newcomer_is_waited_for_alone_but_does_not_hide_that_others_are_behind() {
         let mut feeds = Feeds::new();
         let settled = settled(&mut feeds, 1);
-        let newcomer = feeds.enter(2, Run { node: NodeId([2; 32]), epoch: Epoch(1) });
+        let newcomer = feeds.enter(2);
         feeds.subscribed(&newcomer, true);
         takes(&feeds, &settled, 0);
         takes(&feeds, &newcomer, 5 * MIB);
@@ -317,7 +315,7 @@ mod tests {
         assert_eq!(feeds.flow(), Flow::Wait);
         let feed = super::tests::settled(&mut feeds, 3);
         takes(&feeds, &feed, 5 * MIB);
-        let newest = feeds.enter(4, Run { node: NodeId([4; 32]), epoch: Epoch(1) });
+        let newest = feeds.enter(4);
         feeds.subscribed(&newest, true);
         takes(&feeds, &newest, 0);
         assert_eq!(feeds.flow(), Flow::Wait);

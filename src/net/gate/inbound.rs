@@ -28,7 +28,10 @@ pub(super) async fn serve(number: u64, mut tcp: TcpStream, address: SocketAddr, 
     let cut = |reason| count(&shared.metrics.cut, reason);
     let ready = match timeout(limits::HANDSHAKE, shake(&mut tcp, &shared.identity.ready(Role::Pub))).await {
         Ok(Ok(ready)) => ready,
-        Ok(Err(ShakeError::Broken(_))) => return cut("stranger"),
+        Ok(Err(ShakeError::Broken(broken))) => {
+            tracing::debug!(%broken, "a caller that is no hubless node");
+            return cut("stranger");
+        }
         // Also who only looked whether somebody listens.
         Ok(Err(ShakeError::Gone)) => return,
         Err(_) => return cut("handshake"),
@@ -58,7 +61,7 @@ pub(super) async fn serve(number: u64, mut tcp: TcpStream, address: SocketAddr, 
         tracing::warn!("the publisher does not answer");
         return cut("publisher");
     };
-    let feed = shared.feeds.enter(number, peer.run);
+    let feed = shared.feeds.enter(number);
     let mut caller = Caller {
         shared: &shared,
         tcp,

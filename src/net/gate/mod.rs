@@ -188,7 +188,6 @@ impl Handshakes {
 /// The accepting side: the listener and the connections of all callers.
 #[derive(Debug)]
 pub(crate) struct Gate {
-    shared: Arc<Shared>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
 }
@@ -206,12 +205,8 @@ impl Gate {
         let (callers, handshakes) = Default::default();
         let shared = Arc::new(Shared { identity, metrics, events, feeds, publisher, callers, handshakes });
         let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(accept(listener, shared.clone(), stopped));
-        Gate { shared, stop, task }
-    }
-
-    pub(crate) fn identity(&self) -> &Identity {
-        &self.shared.identity
+        let task = tokio::spawn(accept(listener, shared, stopped));
+        Gate { stop, task }
     }
 
     /// Ends the listener and all connections. Dropping the gate does the same, a moment later.
