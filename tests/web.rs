@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
-use hubless::config::Listen;
+use hubless::config::{Listen, Seed};
 use hubless::handle::Handle;
 use hubless::web::Web;
 use serde_json::{Value, json};
@@ -20,10 +20,10 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 const PATIENCE: Duration = Duration::from_secs(10);
 const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
-/// A node that looks for nobody.
-async fn start_node(mesh: &str) -> Handle {
-    let builder = hubless::Node::builder().mesh(mesh).name("ada").listen(Listen::At(ANY_PORT)).mdns(false);
-    builder.start().await.expect("a node")
+/// A node that looks for nobody but these seeds.
+async fn start_node(mesh: &str, name: &str, seeds: Vec<Seed>) -> Handle {
+    let builder = hubless::Node::builder().mesh(mesh).name(name).listen(Listen::At(ANY_PORT)).mdns(false);
+    builder.seeds(seeds).start().await.expect("a node")
 }
 
 struct Site {
@@ -33,7 +33,11 @@ struct Site {
 
 /// A node with its page.
 async fn site(mesh: &str) -> Site {
-    let handle = start_node(mesh).await;
+    named_site(mesh, "ada", Vec::new()).await
+}
+
+async fn named_site(mesh: &str, name: &str, seeds: Vec<Seed>) -> Site {
+    let handle = start_node(mesh, name, seeds).await;
     let web = Web::serve_tcp(handle.clone(), ANY_PORT).await.expect("a free port");
     Site { handle, web }
 }
@@ -404,6 +408,42 @@ async fn what_was_said_is_paged_both_ways() {
         assert_eq!((status, body["error"]["code"].as_str()), (400, Some(code)), "{query}");
     }
     site.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_of_two_nodes_are_one_chat() {
+    let ada = site("two").await;
+    let seed = ada.handle.info().listen.to_string().parse().expect("a seed");
+    let bob = named_site("two", "bob", vec![seed]).await;
+    let (mut at_ada, mut told) = ada.join(json!({ "type": "hello", "name": "grace" })).await;
+    let (mut at_bob, _) = bob.join(json!({ "type": "hello" })).await;
+    let mut plain_at_bob = bob.plain().await;
+    let both_up = async {
+        ada.handle.wait_for_peers(1).await.unwrap();
+        bob.handle.wait_for_peers(1).await.unwrap();
+    };
+    timeout(PATIENCE, both_up).await.expect("they meet");
+    while told["peers"][0]["state"] != "up" {
+        told = at_ada.next("peers").await;
+    }
+
+    at_ada.send(json!({ "type": "send", "client_id": "c-1", "text": "hi bob" })).await;
+    let (accepted, _) = at_ada.accepted_and_heard().await;
+    let heard = at_bob.next("message").await;
+    assert_eq!((&heard["id"], &heard["name"], &heard["text"]), (&accepted["id"], &json!("grace"), &json!("hi bob")));
+    assert_eq!(plain_at_bob.text().await, "hi bob");
+    let id = accepted["id"].as_str().unwrap();
+    assert_eq!(ada.get(&format!("/api/v1/messages/{id}/held?wait=10s")).await["held_by"], 1);
+
+    // The client moves: its cursor and its retry hold on the other node, too.
+    let (status, again) = bob.post(json!({ "text": "hi bob", "name": "grace", "client_id": "c-1" })).await;
+    assert_eq!((status, &again["id"]), (201, &accepted["id"]));
+    let (mut moved, _) = ada.join(json!({ "type": "hello", "after": heard["cursor"] })).await;
+    bob.say("and now").await;
+    assert_eq!(moved.next("message").await["text"], "and now");
+    assert_eq!(plain_at_bob.text().await, "and now");
+    bob.end().await;
+    ada.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,7 +14,7 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::{Instant, interval_at, sleep_until, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::{CapacityError, Error};
@@ -224,21 +224,23 @@ async fn serve(site: &Site, upgraded: Upgraded, lobby: Option<Subscription>) {
 async fn talk(site: &Site, sink: &mut Sink, source: &mut Source, lobby: Option<Subscription>) -> End {
     let Site { handle, times, .. } = site;
     let (answers, waiting) = mpsc::channel(ANSWERS_MAX);
+    let mut peers = handle.peers_changed();
+    let shown = peers.borrow_and_update().clone();
     if let Some(lobby) = lobby {
-        let mut out = Out { sink, times: *times, protocol: Protocol::Plain };
+        let mut out = Out { sink, times: *times, protocol: Protocol::Plain, peers, shown };
         return tokio::select! {
             end = hear_plain(handle, times, source) => end,
-            end = out.run(handle, lobby, waiting) => end,
+            end = out.run(lobby, waiting) => end,
         };
     }
-    let (subscription, client) = match greet(handle, times, sink, source).await {
+    let (subscription, client) = match greet(handle, times, &shown, sink, source).await {
         Ok(greeted) => greeted,
         Err(end) => return end,
     };
-    let mut out = Out { sink, times: *times, protocol: Protocol::Json };
+    let mut out = Out { sink, times: *times, protocol: Protocol::Json, peers, shown };
     tokio::select! {
         end = client.hear(handle, times, source, answers) => end,
-        end = out.run(handle, subscription, waiting) => end,
+        end = out.run(subscription, waiting) => end,
     }
 }
 
@@ -382,6 +384,7 @@ impl Outgoing<'_> {
 async fn greet(
     handle: &Handle,
     times: &Times,
+    peers: &[Peer],
     sink: &mut Sink,
     source: &mut Source,
 ) -> Result<(Subscription, Client), End> {
@@ -419,12 +422,11 @@ async fn greet(
     let mut rooms = handle.rooms().await.map_err(|_| End::Away)?;
     rooms.sort_by_key(|room| std::cmp::Reverse(room.last));
     rooms.truncate(WELCOME_ROOMS_MAX);
-    let peers = handle.peers();
     let welcome = Outgoing::Welcome {
         node: NodeObject::of(handle),
         mesh: &handle.info().mesh,
         rooms: rooms.iter().map(RoomObject::of).collect(),
-        peers: api::peer_objects(&peers),
+        peers: api::peer_objects(peers),
         cursor: subscription.cursor().to_string(),
     };
     say(sink, times, welcome.text()).await?;
@@ -517,23 +519,23 @@ struct Out<'a> {
     sink: &'a mut Sink,
     times: Times,
     protocol: Protocol,
+    peers: watch::Receiver<Arc<[Peer]>>,
+    /// What the client has been told of them.
+    shown: Arc<[Peer]>,
 }
 
 impl Out<'_> {
-    async fn run(&mut self, handle: &Handle, subscription: Subscription, answers: mpsc::Receiver<String>) -> End {
-        let Err(end) = self.write(handle, subscription, answers).await;
+    async fn run(&mut self, subscription: Subscription, answers: mpsc::Receiver<String>) -> End {
+        let Err(end) = self.write(subscription, answers).await;
         end
     }
 
     async fn write(
         &mut self,
-        handle: &Handle,
         mut subscription: Subscription,
         mut answers: mpsc::Receiver<String>,
     ) -> Result<Infallible, End> {
         let mut pings = interval_at(Instant::now() + self.times.ping, self.times.ping);
-        let mut peers = handle.peers_changed();
-        let mut shown = peers.borrow_and_update().clone();
         let mut shown_at = Instant::now();
         let mut due = None;
         loop {
@@ -545,15 +547,16 @@ impl Out<'_> {
                     }
                 }
                 delivery = subscription.next() => self.burst(delivery.ok_or(End::Away)?, &mut subscription).await?,
-                Ok(()) = peers.changed(), if self.protocol == Protocol::Json => {
-                    let news = is_news(&shown, &peers.borrow_and_update());
+                Ok(()) = self.peers.changed(), if self.protocol == Protocol::Json => {
+                    let news = is_news(&self.shown, &self.peers.borrow_and_update());
                     due = Some(shown_at + if news { PEERS_PAUSE } else { PEERS_REFRESH });
                 }
                 () = sleep_until(due.unwrap_or(shown_at)), if due.is_some() => {
-                    shown = handle.peers();
+                    self.shown = self.peers.borrow_and_update().clone();
                     (shown_at, due) = (Instant::now(), None);
-                    let peers = api::peer_objects(&shown);
-                    self.feed(WsMessage::text(Outgoing::Peers { peers }.text())).await?;
+                    let peers = api::peer_objects(&self.shown);
+                    let text = Outgoing::Peers { peers }.text();
+                    self.feed(WsMessage::text(text)).await?;
                 }
                 _ = pings.tick() => self.feed(WsMessage::Ping(Default::default())).await?,
             }
