@@ -1,0 +1,174 @@
+//! hubless through its public API: nodes in processes of their own, found by a seed.
+//!
+//! The publisher hands over chunks and waits for each, as a program that has much to say does; or, to show what a call
+//! costs, one message a call with many calls at once.
+
+use std::error::Error;
+use std::time::{Duration, Instant};
+
+use futures_util::{FutureExt, StreamExt, stream};
+use hubless::{Delivery, Draft, Handle, Listen, Node, Payload, Room, Subscription};
+
+use crate::child::{order, tell};
+use crate::workload::{self, Message, Pace, Phase, Plan, SILENCE, TRIPS_PER_S, Tally, Trips};
+
+type Result<T = ()> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+/// Messages in one call, unless they are large.
+const CHUNK_MESSAGES: usize = 512;
+const CHUNK_BYTES: usize = 64 * 1024;
+
+async fn start(name: &str, mesh: &str, seeds: &[&str]) -> Result<Handle> {
+    let seeds = seeds.iter().map(|seed| seed.parse()).collect::<std::result::Result<Vec<_>, _>>()?;
+    let listen = Listen::At(([127, 0, 0, 1], 0).into());
+    Ok(Node::builder().mesh(mesh).name(name).listen(listen).seeds(seeds).mdns(false).start().await?)
+}
+
+/// A mesh of this run's own.
+pub fn mesh() -> String {
+    format!("bench-{}", std::process::id())
+}
+
+/// What stands for an endpoint with a subscriber: mesh and address.
+fn place(mesh: &str, node: &Handle) -> String {
+    format!("ready {mesh}|{}", node.info().listen)
+}
+
+fn rooms(plan: &Plan) -> Result<Vec<Room>> {
+    if plan.rooms == 1 {
+        return Ok(vec![Room::try_from("lobby")?]);
+    }
+    (0..plan.rooms).map(|number| Ok(Room::try_from(format!("room-{number}").as_str())?)).collect()
+}
+
+async fn subscribe(node: &Handle, plan: &Plan) -> Result<Subscription> {
+    Ok(if plan.rooms == 1 { node.subscribe("lobby").await? } else { node.subscribe_prefix("room-").await? })
+}
+
+fn text(message: &mut Message, phase: Phase, number: u64) -> Payload {
+    String::from_utf8(message.write(phase, number).to_vec()).expect("ASCII").into()
+}
+
+/// Publishes as planned.
+pub async fn publisher(plan: &Plan) -> Result {
+    let mesh = mesh();
+    let node = start("publisher", &mesh, &[]).await?;
+    let rooms = rooms(plan)?;
+    let mut message = Message::new(plan.size);
+    tell(&place(&mesh, &node));
+    tokio::task::spawn_blocking(|| order("go")).await?;
+    node.wait_for_peers(plan.subscribers).await?;
+
+    let mut pace = Pace::new(plan);
+    let mut draft = |phase, number| {
+        let room = rooms[number as usize % rooms.len()].clone();
+        Draft::new(room, text(&mut message, phase, number))
+    };
+    if plan.in_flight == 0 {
+        let chunk = (CHUNK_BYTES / plan.size).clamp(1, CHUNK_MESSAGES);
+        while let Some(phase) = pace.look() {
+            node.publish_all((0..chunk).map(|_| draft(phase, pace.take())).collect()).await?;
+        }
+    } else {
+        let drafts = std::iter::from_fn(|| Some(draft(pace.look()?, pace.take())));
+        let mut published = stream::iter(drafts).map(|draft| node.publish_with(draft)).buffered(plan.in_flight);
+        while let Some(one) = published.next().await {
+            one?;
+        }
+    }
+    node.publish_with(draft(Phase::End, pace.next)).await?;
+    tell(&format!("sent {}", pace.next));
+    tokio::task::spawn_blocking(|| order("end")).await?;
+    node.shutdown().await;
+    Ok(())
+}
+
+/// Receives as planned.
+pub async fn subscriber(plan: &Plan, place: &str, number: u8) -> Result {
+    let (mesh, seed) = place.split_once('|').ok_or("a mesh and an address")?;
+    let node = start(&format!("subscriber-{number}"), mesh, &[seed]).await?;
+    let mut messages = subscribe(&node, plan).await?;
+    node.wait_for_peers(1).await?;
+    tell("joined");
+
+    let mut tally = Tally::default();
+    let mut begun = false;
+    loop {
+        // A timer for each message would cost as much as the message.
+        let next = match messages.next().now_or_never() {
+            Some(next) => next,
+            None => match tokio::time::timeout(SILENCE, messages.next()).await {
+                Ok(next) => next,
+                Err(_) if begun => break,
+                Err(_) => continue,
+            },
+        };
+        match next {
+            Some(Delivery::Message(message)) => {
+                begun = true;
+                if tally.count(message.payload.bytes()) {
+                    break;
+                }
+            }
+            Some(Delivery::Gap(gap)) => eprintln!("subscriber {number}: {gap:?}"),
+            None => return Err("the node has stopped".into()),
+        }
+    }
+    tell(&format!("heard {}", tally.report()));
+    node.shutdown().await;
+    Ok(())
+}
+
+/// Sends at a fixed rate and measures when each comes back.
+pub async fn pinger(plan: &Plan) -> Result {
+    let mesh = mesh();
+    let node = start("pinger", &mesh, &[]).await?;
+    let mut echoes = node.subscribe("echo").await?;
+    let room = Room::try_from("ping")?;
+    let mut message = Message::new(plan.size);
+    tell(&place(&mesh, &node));
+    tokio::task::spawn_blocking(|| order("go")).await?;
+    node.wait_for_peers(1).await?;
+
+    let mut trips = Trips::new(plan);
+    let mut tick = tokio::time::interval(Duration::from_micros(1_000_000 / TRIPS_PER_S));
+    let mut next = 0;
+    let mut silent = std::pin::pin!(tokio::time::sleep(Duration::from_secs(3600)));
+    loop {
+        tokio::select! {
+            biased;
+            echo = echoes.message() => {
+                let at = Instant::now();
+                let echo = echo.ok_or("the node has stopped")?;
+                if let Some((Phase::Measured, number)) = workload::read(echo.payload.bytes()) {
+                    trips.back(number, at, plan);
+                }
+            }
+            _ = tick.tick(), if next < Trips::all(plan) => {
+                trips.sent(next);
+                let draft = Draft::new(room.clone(), text(&mut message, Phase::Measured, next));
+                next += 1;
+                node.publish_with(draft).await?;
+                silent.as_mut().reset(tokio::time::Instant::now() + Duration::from_millis(500));
+            }
+            () = &mut silent => break,
+        }
+    }
+    tell(&format!("trips {}", trips.report()));
+    node.shutdown().await;
+    Ok(())
+}
+
+/// Sends back what comes.
+pub async fn echoer(place: &str) -> Result {
+    let (mesh, seed) = place.split_once('|').ok_or("a mesh and an address")?;
+    let node = start("echoer", mesh, &[seed]).await?;
+    let mut pings = node.subscribe("ping").await?;
+    let room = Room::try_from("echo")?;
+    node.wait_for_peers(1).await?;
+    tell("joined");
+    while let Some(ping) = pings.message().await {
+        node.publish_with(Draft::new(room.clone(), ping.payload)).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,266 @@
+//! What is measured, alike for every system: the message, the plan of a run, and what a receiver makes of it.
+//!
+//! A message says which phase it belongs to and its number, so that loss and doubles are counted and not guessed.
+
+use std::fmt::{self, Display};
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+/// libzmq's topic, so that its prefix filter works as in the field; a part of the payload for all.
+pub const TOPIC: &[u8] = b"chat";
+const PHASE_AT: usize = TOPIC.len();
+const NUMBER_AT: usize = PHASE_AT + 1;
+const NUMBER_BYTES: usize = 8;
+/// A run counts as over when nothing came for so long.
+pub const SILENCE: Duration = Duration::from_secs(5);
+
+/// One run.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Bytes of a message.
+    pub size: usize,
+    /// How many receive it.
+    pub subscribers: usize,
+    /// Rooms that take turns (hubless).
+    pub rooms: usize,
+    /// One message a call, this many calls at once, instead of chunks (hubless); 0: chunks.
+    pub in_flight: usize,
+    /// How long to publish before it counts.
+    pub warm_ms: u64,
+    /// How long it counts.
+    pub run_ms: u64,
+}
+
+/// Where in a run a message belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Until everybody hears.
+    Hello = b'h' as isize,
+    /// Sent and numbered, but not timed.
+    Warm = b'w' as isize,
+    /// Timed.
+    Measured = b'm' as isize,
+    /// Nothing follows; its number is how many there were.
+    End = b'e' as isize,
+}
+
+/// A message that is written again and again.
+#[derive(Clone, Debug)]
+pub struct Message(Vec<u8>);
+
+impl Message {
+    pub fn new(size: usize) -> Message {
+        let mut bytes = vec![b'x'; size.max(NUMBER_AT + NUMBER_BYTES)];
+        bytes[..PHASE_AT].copy_from_slice(TOPIC);
+        Message(bytes)
+    }
+
+    /// The bytes for this phase and number: ASCII, so that they are text, too.
+    pub fn write(&mut self, phase: Phase, number: u64) -> &[u8] {
+        self.0[PHASE_AT] = phase as u8;
+        for (place, byte) in self.0[NUMBER_AT..NUMBER_AT + NUMBER_BYTES].iter_mut().enumerate() {
+            *byte = (number >> (7 * place)) as u8 & 0x7f;
+        }
+        &self.0
+    }
+}
+
+/// Phase and number of a message; none if it is none.
+pub fn read(bytes: &[u8]) -> Option<(Phase, u64)> {
+    let phase = match bytes.get(PHASE_AT)? {
+        b'h' => Phase::Hello,
+        b'w' => Phase::Warm,
+        b'm' => Phase::Measured,
+        b'e' => Phase::End,
+        _ => return None,
+    };
+    let number = bytes.get(NUMBER_AT..NUMBER_AT + NUMBER_BYTES)?;
+    Some((phase, number.iter().rev().fold(0, |number, byte| number << 7 | u64::from(*byte))))
+}
+
+/// The publisher's side of a plan: which phase is on, and the next number.
+#[derive(Debug)]
+pub struct Pace {
+    started: Instant,
+    warm: Duration,
+    all: Duration,
+    phase: Phase,
+    /// The number of the next message.
+    pub next: u64,
+}
+
+impl Pace {
+    pub fn new(plan: &Plan) -> Pace {
+        let warm = Duration::from_millis(plan.warm_ms);
+        let all = warm + Duration::from_millis(plan.run_ms);
+        Pace { started: Instant::now(), warm, all, phase: Phase::Warm, next: 0 }
+    }
+
+    /// The phase by the clock; none once the run is over. Ask now and then, not for each message.
+    pub fn look(&mut self) -> Option<Phase> {
+        let elapsed = self.started.elapsed();
+        if elapsed >= self.all {
+            return None;
+        }
+        self.phase = if elapsed < self.warm { Phase::Warm } else { Phase::Measured };
+        Some(self.phase)
+    }
+
+    pub fn take(&mut self) -> u64 {
+        self.next += 1;
+        self.next - 1
+    }
+}
+
+/// The receiver's side: each number once, and the time from the first measured message to the last.
+#[derive(Debug, Default)]
+pub struct Tally {
+    seen: Vec<u64>,
+    distinct: u64,
+    doubled: u64,
+    measured: u64,
+    expected: Option<u64>,
+    first: Option<Instant>,
+    last: Option<Instant>,
+}
+
+impl Tally {
+    /// Counts a message; answers whether all there is has come.
+    pub fn count(&mut self, bytes: &[u8]) -> bool {
+        match read(bytes) {
+            Some((Phase::End, number)) => self.expected = Some(number),
+            Some((phase @ (Phase::Warm | Phase::Measured), number)) => {
+                let (word, bit) = ((number / 64) as usize, 1 << (number % 64));
+                if word >= self.seen.len() {
+                    self.seen.resize((word + 1) * 2, 0);
+                }
+                if self.seen[word] & bit != 0 {
+                    self.doubled += 1;
+                    return false;
+                }
+                self.seen[word] |= bit;
+                self.distinct += 1;
+                if phase == Phase::Measured {
+                    self.measured += 1;
+                    // The clock costs as much as a message.
+                    if self.first.is_none() || self.measured.is_multiple_of(64) {
+                        let now = Instant::now();
+                        self.first.get_or_insert(now);
+                        self.last = Some(now);
+                    }
+                }
+            }
+            _ => return false,
+        }
+        let all = self.expected == Some(self.distinct);
+        if all {
+            self.last = Some(Instant::now());
+        }
+        all
+    }
+
+    /// What is told to the one who compares.
+    pub fn report(&self) -> Heard {
+        let seconds = match (self.first, self.last) {
+            (Some(first), Some(last)) => (last - first).as_secs_f64(),
+            _ => f64::INFINITY,
+        };
+        Heard { distinct: self.distinct, doubled: self.doubled, rate: self.measured as f64 / seconds }
+    }
+}
+
+/// What one receiver heard.
+#[derive(Clone, Copy, Debug)]
+pub struct Heard {
+    pub distinct: u64,
+    pub doubled: u64,
+    /// Messages a second.
+    pub rate: f64,
+}
+
+impl Display for Heard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.distinct, self.doubled, self.rate)
+    }
+}
+
+impl FromStr for Heard {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Heard, String> {
+        let mut words = text.split(' ');
+        let mut word = || words.next().ok_or_else(|| format!("`{text}` is no report"));
+        let number = |word: &str| word.parse::<u64>().map_err(|error| error.to_string());
+        Ok(Heard {
+            distinct: number(word()?)?,
+            doubled: number(word()?)?,
+            rate: word()?.parse().map_err(|error| format!("{error}"))?,
+        })
+    }
+}
+
+impl Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Plan { size, subscribers, rooms, in_flight, warm_ms, run_ms } = self;
+        write!(f, "{size},{subscribers},{rooms},{in_flight},{warm_ms},{run_ms}")
+    }
+}
+
+impl FromStr for Plan {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Plan, String> {
+        let numbers: Result<Vec<u64>, _> = text.split(',').map(str::parse).collect();
+        match numbers.as_deref() {
+            Ok(&[size, subscribers, rooms, in_flight, warm_ms, run_ms]) => Ok(Plan {
+                size: size as usize,
+                subscribers: subscribers as usize,
+                rooms: rooms as usize,
+                in_flight: in_flight as usize,
+                warm_ms,
+                run_ms,
+            }),
+            _ => Err(format!("`{text}` is no plan")),
+        }
+    }
+}
+
+/// Round trips at a fixed rate: when each was sent, and what came back.
+#[derive(Debug)]
+pub struct Trips {
+    sent: Vec<Option<Instant>>,
+    back_us: Vec<f64>,
+}
+
+/// Round trips a second.
+pub const TRIPS_PER_S: u64 = 1_000;
+
+impl Trips {
+    /// Room for all of a plan.
+    pub fn new(plan: &Plan) -> Trips {
+        Trips { sent: vec![None; Trips::all(plan) as usize], back_us: Vec::new() }
+    }
+
+    /// How many a plan asks for, those of its warm phase included.
+    pub fn all(plan: &Plan) -> u64 {
+        (plan.warm_ms + plan.run_ms) * TRIPS_PER_S / 1_000
+    }
+
+    pub fn sent(&mut self, number: u64) {
+        self.sent[number as usize] = Some(Instant::now());
+    }
+
+    pub fn back(&mut self, number: u64, at: Instant, plan: &Plan) {
+        let sent = self.sent.get_mut(number as usize).and_then(Option::take);
+        if let Some(sent) = sent.filter(|_| number >= plan.warm_ms * TRIPS_PER_S / 1_000) {
+            self.back_us.push((at - sent).as_secs_f64() * 1e6);
+        }
+    }
+
+    /// How many came back, and their p50 and p99 in microseconds.
+    pub fn report(mut self) -> String {
+        self.back_us.sort_by(f64::total_cmp);
+        let at = |part: f64| {
+            self.back_us.get(((self.back_us.len() as f64 * part) as usize).min(self.back_us.len().saturating_sub(1)))
+        };
+        format!("{} {} {}", self.back_us.len(), at(0.5).unwrap_or(&f64::NAN), at(0.99).unwrap_or(&f64::NAN))
+    }
+}
