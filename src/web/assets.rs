@@ -16,7 +16,6 @@ const POLICY: &str = "default-src 'self'; connect-src 'self' ws: wss:; img-src '
 
 #[derive(RustEmbed)]
 #[folder = "public/"]
-#[allow_missing = true]
 struct Public;
 
 /// The file at `path`, the page itself at the empty path; none if there is no such file.
