@@ -237,19 +237,20 @@ fn newcomer_is_heard(what: &'static str, place: &Place, old: &[&Hubless], args: 
         let newcomer = Hubless::spawn(place, &Home::new(), args);
         let heard = newcomer.listen_in(); // Waits for the control socket.
         let node = newcomer.node();
+        let (theirs, its) = (format!("{speaker_node} in round {round}:"), format!("{node} in round {round}:"));
         let mut words = 0;
         let mut due = Instant::now();
         eventually(secs(10), "both directions are heard", || {
             if due <= Instant::now() {
-                speaker.say(&format!("{speaker_node} {round} {words}"));
-                newcomer.say(&format!("{node} {round} {words}"));
+                speaker.say(&format!("{theirs} {words}"));
+                newcomer.say(&format!("{its} {words}"));
                 words += 1;
                 due += Duration::from_millis(10);
             }
-            heard.first_of(&speaker_node).is_some() && ear.first_of(&node).is_some()
+            heard.first(&theirs).is_some() && ear.first(&its).is_some()
         });
-        heard_ms.push(millis(heard.first_of(&speaker_node).unwrap() - newcomer.started));
-        was_heard_ms.push(millis(ear.first_of(&node).unwrap() - newcomer.started));
+        heard_ms.push(millis(heard.first(&theirs).unwrap() - newcomer.started));
+        was_heard_ms.push(millis(ear.first(&its).unwrap() - newcomer.started));
         let others: Vec<&Hubless> = old.to_vec();
         eventually(secs(10), "the newcomer is up with all", || newcomer.sees_up(&others));
         newcomer.stop();

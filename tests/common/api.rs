@@ -129,9 +129,9 @@ impl Ear {
         self.heard().iter().filter(|heard| heard.text == text).count()
     }
 
-    /// When a message of this node was first heard.
-    pub fn first_of(&self, node: &str) -> Option<Instant> {
-        self.heard().iter().find(|heard| heard.node == node).map(|heard| heard.at)
+    /// When a text that begins so was first heard.
+    pub fn first(&self, beginning: &str) -> Option<Instant> {
+        self.heard().iter().find(|heard| heard.text.starts_with(beginning)).map(|heard| heard.at)
     }
 }
 
