@@ -13,10 +13,13 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use crate::error::{PublishError, Stopped};
 use crate::id::{EntryId, ParseError, Room, Run};
 use crate::metrics::Metrics;
-use crate::replica::batch::{Batch, Draft, Entry, NAME_BYTES_MAX, PAYLOAD_BYTES_MAX, Payload};
-use crate::replica::clock::Hlc;
-use crate::replica::version::{Coverage, Cursor, RunHashes};
-use crate::subscription::{Filter, Gap, Subscription};
+use crate::replica::batch::{Batch, Entry};
+use crate::replica::version::{Coverage, RunHashes};
+
+pub use crate::replica::batch::{Draft, NAME_BYTES_MAX, PAYLOAD_BYTES_MAX, Payload, Text, Via};
+pub use crate::replica::clock::Hlc;
+pub use crate::replica::version::{Cursor, CursorError};
+pub use crate::subscription::{Delivery, Filter, Gap, GapReason, Message, Subscription};
 
 /// A running node, as its users see it. Cheap to clone; the last one dropped stops the node.
 #[derive(Clone, Debug)]
@@ -183,7 +186,7 @@ pub enum Event {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Page {
     /// The messages.
-    pub messages: Vec<crate::subscription::Message>,
+    pub messages: Vec<Message>,
     /// Goes on from here: covers what was given, and all that was held where the newest were asked for.
     pub after: Cursor,
     /// Scrolls back from here; none where there is nothing older.
@@ -426,7 +429,7 @@ fn page(window: Window, query: Query) -> Page {
     let wanted = |entry: &Entry| room.as_ref().is_none_or(|room| *room == entry.room);
     let message = |entry: Entry| {
         let Entry { id, room, payload, name, hlc, via, key } = entry;
-        crate::subscription::Message { id, room, payload, name, hlc, via, key, late: false }
+        Message { id, room, payload, name, hlc, via, key, late: false }
     };
     if newest {
         found.retain(|(_, entry)| wanted(entry));

@@ -40,6 +40,7 @@ compile_error!("hubless runs on Linux and macOS; Windows is not supported");
 #[doc = include_str!("ARCHITECTURE.md")]
 pub mod architecture {}
 
+mod builder;
 pub mod config;
 mod data_dir;
 pub mod error;
@@ -56,11 +57,11 @@ pub mod subscription;
 pub mod web;
 pub mod wire;
 
+pub use builder::{Builder, Node};
 pub use config::{Config, Listen, Seed};
 pub use error::{PublishError, StartError, Stopped};
 pub use handle::{Event, Handle, Peer, PeerState, Published};
 pub use id::{EntryId, Room};
-pub use node::{Builder, Node};
 pub use replica::batch::{Draft, PAYLOAD_BYTES_MAX, Payload};
 pub use replica::version::Cursor;
 pub use subscription::{Delivery, Filter, Gap, GapReason, Message, Subscription};

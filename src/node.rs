@@ -1,4 +1,4 @@
-//! The event loop: takes what happens, lets the core decide, does what it decides. Starts and stops a node.
+//! The event loop: takes what happens, lets the core decide, does what it decides.
 //!
 //! The only file that sees both the core and I/O. A node lives on one thread of its own, with a single-threaded runtime:
 //! the loop, the sockets, the gate and the links. The loop owns the [`Replica`]; all others send it messages:
@@ -14,14 +14,13 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ed25519_dalek::SigningKey;
 use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 
-use crate::config::{Config, Listen, Seed};
+use crate::config::Config;
 use crate::data_dir::DataDir;
 use crate::error::{PublishError, StartError};
 use crate::handle::{Ask, Event, FoundBy, Handle, Info, Inner, Peer, PeerState, Published, State, Submission, Window};
@@ -59,105 +58,8 @@ const TICK: Duration = Duration::from_secs(1);
 const PING_EVERY: Duration = Duration::from_secs(10);
 const SAVE_EVERY: Duration = Duration::from_secs(30);
 
-/// The way to start a node: [`Node::builder`].
-#[derive(Debug)]
-pub struct Node;
-
-impl Node {
-    /// A node with the defaults of [`Config`], to be told more and started.
-    pub fn builder() -> Builder {
-        Builder { config: Config::default() }
-    }
-}
-
-/// What a node is told before it starts.
-#[derive(Clone, Debug, Default)]
-pub struct Builder {
-    config: Config,
-}
-
-impl Builder {
-    /// All options at once.
-    pub fn config(mut self, config: Config) -> Builder {
-        self.config = config;
-        self
-    }
-
-    /// Nodes of different meshes ignore each other.
-    pub fn mesh(mut self, mesh: &str) -> Builder {
-        self.config.mesh = mesh.into();
-        self
-    }
-
-    /// The display name.
-    pub fn name(mut self, name: &str) -> Builder {
-        self.config.name = name.into();
-        self
-    }
-
-    /// Where peers reach this node.
-    pub fn listen(mut self, listen: Listen) -> Builder {
-        self.config.listen = listen;
-        self
-    }
-
-    /// Nodes to dial besides what discovery finds.
-    pub fn seeds(mut self, seeds: Vec<Seed>) -> Builder {
-        self.config.seeds = seeds;
-        self
-    }
-
-    /// Whether to announce and look for nodes through mDNS.
-    pub fn mdns(mut self, mdns: bool) -> Builder {
-        self.config.mdns = mdns;
-        self
-    }
-
-    /// Names or addresses of the interfaces to use; empty: all but known virtual ones.
-    pub fn interfaces(mut self, interfaces: Vec<String>) -> Builder {
-        self.config.interfaces = interfaces;
-        self
-    }
-
-    /// Where identity and remembered peers live; none: the identity lasts for the run.
-    pub fn data_dir(mut self, data_dir: Option<PathBuf>) -> Builder {
-        self.config.data_dir = data_dir;
-        self
-    }
-
-    /// Starts the node on a thread of its own, and answers when peers can reach it. Works on any runtime.
-    ///
-    /// # Errors
-    /// [`StartError`]; nothing of the node is left running.
-    pub async fn start(self) -> Result<Handle, StartError> {
-        self.config.check()?;
-        let (started, start) = oneshot::channel();
-        let thread = std::thread::Builder::new().name("hubless".into());
-        let system = |what| move |source| StartError::System { what, source };
-        let spawned = thread.spawn(move || {
-            let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-                Ok(runtime) => runtime,
-                Err(source) => return drop(started.send(Err(system("no runtime for the node")(source)))),
-            };
-            runtime.block_on(async move {
-                match Loop::start(self.config).await {
-                    // Whoever gave up waiting has dropped the handle, and with it the node.
-                    Ok((node, handle)) => {
-                        drop(started.send(Ok(handle)));
-                        node.run().await;
-                    }
-                    Err(error) => drop(started.send(Err(error))),
-                }
-            });
-        });
-        spawned.map_err(system("no thread for the node"))?;
-        let died = || StartError::Config("the node died while it started".into());
-        start.await.unwrap_or_else(|_| Err(died()))
-    }
-}
-
 /// Everything that the event loop owns.
-struct Loop {
+pub(crate) struct Loop {
     replica: Replica,
     ladder: Ladder,
     net: Net,
@@ -227,7 +129,8 @@ enum Wake {
 }
 
 impl Loop {
-    async fn start(config: Config) -> Result<(Loop, Handle), StartError> {
+    /// Opens the folder, the sockets and discovery. To be run on a single-threaded runtime, as [`Loop::run`].
+    pub(crate) async fn start(config: Config) -> Result<(Loop, Handle), StartError> {
         let data_dir = config.data_dir.as_deref().map(DataDir::open).transpose()?;
         let random = |what| move |error: getrandom::Error| StartError::System { what, source: error.into() };
         let identity = match &data_dir {
@@ -319,7 +222,8 @@ impl Loop {
         Ok((node, Handle::new(inner)))
     }
 
-    async fn run(mut self) {
+    /// Runs until it is told to stop or no handle is left.
+    pub(crate) async fn run(mut self) {
         let mut tick = started_at(self.started, TICK);
         let mut told = Vec::new();
         loop {
@@ -438,9 +342,12 @@ impl Loop {
                 self.tell(Event::Gap(gap));
             }
             Notice::Named { run, addresses, by } => {
-                let via_loopback = self.replica.known_peer(by).and_then(|peer| peer.address).is_some_and(|a| a.ip().is_loopback());
-                let addresses: Vec<SocketAddr> = addresses.into_iter().filter(|a| gossip_fit(*a, via_loopback)).collect();
-                let candidate = Candidate { addresses, run: Some(run), found_by: FoundBy::Gossip, mesh: None, version: None };
+                let via_loopback =
+                    self.replica.known_peer(by).and_then(|peer| peer.address).is_some_and(|a| a.ip().is_loopback());
+                let addresses: Vec<SocketAddr> =
+                    addresses.into_iter().filter(|a| gossip_fit(*a, via_loopback)).collect();
+                let candidate =
+                    Candidate { addresses, run: Some(run), found_by: FoundBy::Gossip, mesh: None, version: None };
                 self.ladder.found(Instant::now(), candidate);
             }
             Notice::OwnRunElsewhere(id) => {
@@ -481,7 +388,9 @@ impl Loop {
                 count(&self.metrics.dials_failed, word(&error));
                 tracing::debug!(%address, %error, "a dial failed");
                 self.ladder.failed(at, address, &error);
-                let silent = |(_, peer): &(Run, &crate::replica::liveness::Peer)| !matches!(peer.status, Status::Up | Status::Down);
+                let silent = |(_, peer): &(Run, &crate::replica::liveness::Peer)| {
+                    !matches!(peer.status, Status::Up | Status::Down)
+                };
                 let silent: Vec<Run> = self.replica.peers().filter(silent).map(|(run, _)| run).collect();
                 for run in silent {
                     if self.ladder.refused_thrice(run) {
@@ -592,7 +501,8 @@ impl Loop {
                 self.feeds.push(feed);
             }
             Ask::Window { reply } => {
-                let window = Window { batches: self.replica.window().cloned().collect(), cursor: self.replica.cursor() };
+                let window =
+                    Window { batches: self.replica.window().cloned().collect(), cursor: self.replica.cursor() };
                 // Whoever asked may have gone.
                 let _ = reply.send(window);
             }
@@ -636,13 +546,15 @@ impl Loop {
     /// What is due each second.
     async fn tick(&mut self) {
         let at = Instant::now();
-        let suspects: Vec<Run> = self.replica.peers().filter(|(_, peer)| peer.status == Status::Suspect).map(|(run, _)| run).collect();
+        let suspects: Vec<Run> =
+            self.replica.peers().filter(|(_, peer)| peer.status == Status::Suspect).map(|(run, _)| run).collect();
         for run in suspects {
             self.ladder.second_dial(at, run);
         }
         if at - self.pinged >= PING_EVERY {
             self.pinged = at;
-            let up: Vec<Run> = self.replica.peers().filter(|(_, peer)| peer.status == Status::Up).map(|(run, _)| run).collect();
+            let up: Vec<Run> =
+                self.replica.peers().filter(|(_, peer)| peer.status == Status::Up).map(|(run, _)| run).collect();
             for run in up {
                 self.ping(run).await;
             }

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hubless::config::{Config, Listen, PORT_DEFAULT};
 use hubless::error::StartError;
@@ -28,6 +28,8 @@ const HTTP_PORT_DEFAULT: u16 = 8080;
 const HTTP_PORTS_TRIED: u16 = 100;
 /// Nodes of one machine that share a name tell themselves apart by a number up to this one.
 const NAMESAKES_MAX: u32 = 1_000;
+/// A second signal so soon is the first one, sent to a whole group of processes and once more to this one.
+const SAME_SIGNAL: Duration = Duration::from_millis(300);
 /// An orderly end takes no longer; whoever asked for it was promised 5 s.
 const STOP_TIMEOUT: Duration = Duration::from_millis(4_500);
 
@@ -58,9 +60,18 @@ pub async fn run(options: Run) -> Outcome {
         outcome = serve(&options, &mut running, &mut terminal) => outcome,
         () = signals.next() => Ok(()),
     };
+    let again = async {
+        let same = Instant::now() + SAME_SIGNAL;
+        loop {
+            signals.next().await;
+            if Instant::now() >= same {
+                break;
+            }
+        }
+    };
     tokio::select! {
         _ = tokio::time::timeout(STOP_TIMEOUT, running.stop()) => {}
-        () = signals.next() => return Err(Failure::failed("stopped at once")),
+        () = again => return Err(Failure::failed("stopped at once")),
     }
     outcome
 }

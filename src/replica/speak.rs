@@ -158,11 +158,20 @@ impl Replica {
         let renamed = peer.name != name;
         peer.name = name;
         peer.endpoints = endpoints.into_iter().take(ADDRESSES_MAX).collect();
-        peer.hears_us = hears.contains(&me);
-        if peer.hears_us {
+        let hears_us = hears.contains(&me);
+        let begins = hears_us && !std::mem::replace(&mut peer.hears_us, hears_us);
+        let told_all = peer.told_all;
+        if hears_us {
             peer.greet_at = None;
         }
         self.judge(now, from);
+        if begins {
+            // What was said to it before it heard us is lost.
+            self.greet(from);
+            if !told_all {
+                self.send(To::One(from), Message::DigestRequest(Vec::new()));
+            }
+        }
         if renamed {
             self.notify(Notice::Peer(from));
         }

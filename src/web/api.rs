@@ -20,11 +20,10 @@ use warp::reply::{Reply, Response};
 use super::BODY_BYTES_MAX;
 use super::guard::Foreign;
 use crate::error::{PublishError, Stopped};
-use crate::handle::{FoundBy, Handle, Peer, PeerState, Query, RoomSummary, State};
+use crate::handle::{
+    Draft, FoundBy, Handle, Hlc, Message, NAME_BYTES_MAX, Payload, Peer, PeerState, Query, RoomSummary, State, Via,
+};
 use crate::id::{EntryId, Epoch, Key, NodeId, Room};
-use crate::replica::batch::{Draft, NAME_BYTES_MAX, Payload, Via};
-use crate::replica::clock::Hlc;
-use crate::subscription::Message;
 
 /// The longest client id, in bytes.
 pub const CLIENT_ID_BYTES_MAX: usize = 64;

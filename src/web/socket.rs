@@ -26,11 +26,9 @@ use warp::reply::{Reply, Response};
 use super::api::{self, Failure, MessageObject, NodeObject, PeerObject, RoomObject, Said};
 use super::{BODY_BYTES_MAX, Site};
 use crate::error::PublishError;
-use crate::handle::{Handle, Peer, State};
+use crate::handle::{Delivery, Draft, Filter, Gap, GapReason, Handle, PAYLOAD_BYTES_MAX, Peer, State, Subscription};
 use crate::id::{EntryId, Room};
 use crate::metrics::Metrics;
-use crate::replica::batch::{Draft, PAYLOAD_BYTES_MAX};
-use crate::subscription::{Delivery, Filter, Gap, GapReason, Subscription};
 
 /// The subprotocol with JSON frames.
 const SUBPROTOCOL: &str = "hubless.v1";

@@ -197,11 +197,10 @@ impl Ladder {
                 };
                 door.failures = door.failures.saturating_add(1);
                 door.due = now + back_off(&mut self.random, door.failures, longest);
-                if *error == DialError::Refused {
-                    door.refused.truncate(REFUSALS - 1);
+                let refused = *error == DialError::Refused;
+                door.refused.truncate(if refused { REFUSALS - 1 } else { 0 });
+                if refused {
                     door.refused.push_front(now);
-                } else {
-                    door.refused.clear();
                 }
             }
         }
@@ -332,10 +331,8 @@ impl Ladder {
         }
         let Some(place) = self.peers.iter().position(|peer| peer.run == Some(run)) else { return };
         let peer = &mut self.peers[place];
-        if peer.found_by == FoundBy::Gossip {
-            // A call or a word of others came first; what discovery itself has found says more.
-            peer.found_by = found_by;
-        }
+        // A call or a word of others may come first; what discovery itself has found says more.
+        peer.found_by = if peer.found_by == FoundBy::Gossip { found_by } else { peer.found_by };
         for address in fit {
             peer.add_door(now, address, &self.dialling);
         }
