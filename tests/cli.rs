@@ -529,6 +529,7 @@ fn sub_prints_what_is_said_while_it_listens() {
         let output = home.hubless(&["pub", room, text]);
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     }
+    assert!(eventually(|| sub.try_wait().unwrap().is_some()), "it still waits");
     let output = sub.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0));
     let texts =
