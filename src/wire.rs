@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! topic  = "chat" | "mesh" | "to." NODE "." EPOCH
-//! body   = version(1) batch            on "chat"
+//! body   = batch                       on "chat": its first byte is its version
 //!        / version(1) bincode-message  on the others
 //! ```
 //!
@@ -11,7 +11,7 @@
 use std::net::SocketAddr;
 
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 
 use crate::id::{Epoch, NodeId, Run, RunHash, Seq};
 use crate::replica::batch::{Batch, BatchError};
@@ -92,12 +92,7 @@ enum WireMessage<'a> {
 /// The body of `message`.
 pub fn encode(message: &Message) -> Bytes {
     let wire = match message {
-        Message::Batch(batch) => {
-            let mut bytes = BytesMut::with_capacity(1 + batch.bytes().len());
-            bytes.put_u8(WIRE_VERSION);
-            bytes.put_slice(batch.bytes());
-            return bytes.freeze();
-        }
+        Message::Batch(batch) => return batch.bytes().clone(),
         Message::Heartbeat(beat) => WireMessage::Heartbeat {
             sent: beat.sent.0,
             marks: beat.marks.iter().map(|mark| (mark.run.0, mark.floor.0, ranges(&mark.held))).collect(),
@@ -147,11 +142,11 @@ pub fn decode(topic: &[u8], body: &Bytes) -> Result<Message, WireError> {
     if body.len() > FRAME_BYTES_MAX {
         return Err(WireError::Length);
     }
+    if topic == TOPIC_CHAT.as_bytes() {
+        return Ok(Message::Batch(Batch::parse(body.clone())?));
+    }
     if *version != WIRE_VERSION {
         return Err(WireError::Version);
-    }
-    if topic == TOPIC_CHAT.as_bytes() {
-        return Ok(Message::Batch(Batch::parse(body.slice(1..))?));
     }
     if topic != TOPIC_MESH.as_bytes() && !topic.starts_with(b"to.") {
         return Err(WireError::Topic);
