@@ -154,10 +154,10 @@ impl Loop {
         let options = NetOptions { run, mesh: mesh.clone(), listen: config.listen, last_port };
         let net = Net::start(options, metrics.clone(), net_events).await?;
         let listen = net.listen();
-        if let Some(folder) = &folder {
-            if let Err(error) = memory::save_port(folder, listen.port()).await {
-                tracing::warn!(%error, "cannot remember the port");
-            }
+        if let Some(folder) = &folder
+            && let Err(error) = memory::save_port(folder, listen.port()).await
+        {
+            tracing::warn!(%error, "cannot remember the port");
         }
         let (discovery, candidates) = Discovery::start(discovery::Options {
             run,
