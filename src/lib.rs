@@ -7,5 +7,7 @@ pub mod id;
 pub mod metrics;
 pub mod net;
 pub mod replica;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod subscription;
 pub mod wire;

@@ -65,9 +65,11 @@ pub struct Peer {
     pub(crate) greeted: u32,
     /// Beats running in which its settled hash differed from ours.
     pub(crate) differed: u32,
-    /// When its digest was last asked for because of that, and for which pair of hashes.
+    /// When its digest was last asked for, and for which pair of hashes.
     pub(crate) asked_at: Option<Mono>,
     pub(crate) asked_for: (u64, u64),
+    /// The pair of hashes about which it has told all that it holds.
+    pub(crate) told_for: Option<(u64, u64)>,
     /// When it was last told all that we hold.
     pub(crate) answered_at: Option<Mono>,
 }
@@ -101,6 +103,7 @@ impl Peer {
             differed: 0,
             asked_at: None,
             asked_for: (0, 0),
+            told_for: None,
             answered_at: None,
         }
     }
@@ -132,6 +135,6 @@ impl Peer {
 
     /// Whether requests may go to it.
     pub(crate) fn is_source(&self) -> bool {
-        self.status == Status::Up
+        self.status == Status::Up && self.live
     }
 }

@@ -12,7 +12,7 @@ pub mod event;
 pub mod liveness;
 pub mod message;
 pub mod ranges;
-mod repair;
+pub(crate) mod repair;
 mod speak;
 mod stream;
 pub mod version;
@@ -23,7 +23,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::id::{EntryId, Key, Run, RunHash, Seq};
+use crate::id::{EntryId, Epoch, Key, Run, RunHash, Seq};
 use batch::{Author, Batch, Draft};
 use clock::{Clock, Hlc, Mono, Now};
 use event::{Input, Missing, Notice, Output, Timing, To};
@@ -68,6 +68,10 @@ pub struct Replica {
     moved: VecDeque<Run>,
     settled: u64,
     beat_at: Mono,
+    /// When the next beat is due even if there is no news.
+    regular_at: Mono,
+    /// The stream that was listed last in its turn.
+    listed: Run,
     hello_at: Mono,
     deadline: Mono,
     outputs: VecDeque<Output>,
@@ -103,6 +107,17 @@ pub struct Counters {
     pub repaired_bytes: u64,
     /// Digests asked for because hashes differed.
     pub digests: u64,
+}
+
+/// One stream as the simulator sees it.
+#[cfg(feature = "sim")]
+pub(crate) struct Audit<'a> {
+    pub run: Run,
+    pub seen: &'a ranges::RangeSet,
+    pub have: &'a ranges::RangeSet,
+    pub settled: &'a ranges::RangeSet,
+    pub owed: Seq,
+    pub floor: Seq,
 }
 
 /// What became of drafts.
@@ -147,6 +162,8 @@ impl Replica {
             moved: VecDeque::new(),
             settled: 0,
             beat_at: now.mono + speak::BEAT_EVERY,
+            regular_at: now.mono + speak::BEAT_EVERY,
+            listed: me,
             hello_at: now.mono + speak::HELLO_EVERY,
             deadline: now.mono,
             outputs: VecDeque::new(),
@@ -210,6 +227,7 @@ impl Replica {
                 if let Some(peer) = self.peers.get_mut(&run) {
                     (peer.linked, peer.live) = (false, false);
                     self.greet_soon(now);
+                    self.desert(now, run);
                 }
             }
             Input::Called(run) => {
@@ -306,10 +324,13 @@ impl Replica {
         holders.map(|(run, _)| run.node).collect::<BTreeSet<_>>().len()
     }
 
-    /// Everything seen of each stream, for the simulator: who, what, and what is settled as missing.
+    /// What is known of each stream, for the simulator.
     #[cfg(feature = "sim")]
-    pub(crate) fn audit(&self) -> impl Iterator<Item = (Run, &ranges::RangeSet, &ranges::RangeSet, Seq, Seq)> {
-        self.streams.iter().map(|(run, stream)| (*run, &stream.seen, &stream.settled, stream.owed, stream.floor))
+    pub(crate) fn audit(&self) -> impl Iterator<Item = Audit<'_>> {
+        self.streams.iter().map(|(run, stream)| {
+            let Stream { seen, have, settled, owed, floor, .. } = stream;
+            Audit { run: *run, seen, have, settled, owed: *owed, floor: *floor }
+        })
     }
 
     /// Whether requests are out, for the simulator.
@@ -366,6 +387,7 @@ impl Replica {
         for set in [&mut self.lacking, &mut self.waiting] {
             set.remove(&run);
         }
+        self.moved.retain(|moved| *moved != run);
         for peer in self.peers.values_mut() {
             peer.holds.remove(&run);
         }
@@ -374,12 +396,17 @@ impl Replica {
 
     /// Whether nothing more can come from this run itself.
     fn is_over(&self, now: Now, run: Run) -> bool {
-        let live = self.peers.get(&run).is_some_and(|peer| peer.live);
-        !live
-            && self
-                .streams
-                .get(&run)
-                .is_none_or(|stream| stream.goodbye || now.mono - stream.alive_at >= liveness::OVER_AFTER)
+        if self.peers.get(&run).is_some_and(|peer| peer.live) {
+            return false;
+        }
+        let Some(stream) = self.streams.get(&run) else { return true };
+        let silent = now.mono - stream.alive_at;
+        let of_node = |epoch| Run { node: run.node, epoch: Epoch(epoch) };
+        let again = || self.peers.range(of_node(0)..=of_node(u64::MAX)).any(|(_, peer)| peer.live);
+        stream.goodbye
+            || stream.over
+            || silent >= liveness::OVER_AFTER
+            || (silent >= liveness::DOWN_AFTER && again())
     }
 
     fn meet(&mut self, origin: Run, top: Seq, newest: Option<Hlc>) {
@@ -391,9 +418,9 @@ impl Replica {
     /// Takes a batch into the window and hands on what can be delivered.
     fn store(&mut self, now: Now, batch: Batch, repaired: bool) {
         let origin = batch.origin();
-        let (start, horizon, me) = (self.start, self.horizon, self.me);
+        let (start, me) = (self.start, self.me);
         let ahead = batch.hlc_last().wall_ms() > now.wall_ms.saturating_add(AHEAD_MS_REFUSED);
-        let forgotten = !self.streams.contains_key(&origin) && batch.hlc_last() <= horizon;
+        let forgotten = !self.streams.contains_key(&origin) && batch.hlc_last() <= self.horizon;
         if (ahead || forgotten) && !self.bug(Mutant::OldFrameAccepted) {
             self.counters.refused += 1;
             return;
@@ -421,7 +448,7 @@ impl Replica {
                 return;
             }
         }
-        let steps = stream.deliver(now.mono, batch.first(), start);
+        let steps = stream.deliver(batch.first(), start);
         if origin != me {
             self.counters.received += u64::from(batch.count());
             self.counters.received_bytes += bytes;
@@ -521,22 +548,37 @@ impl Replica {
         if status == peer.status {
             return;
         }
-        let was = std::mem::replace(&mut peer.status, status);
+        peer.status = status;
         peer.status_at = now.mono;
-        let lost = matches!(status, Status::Suspect | Status::Down | Status::OneWay);
         if status == Status::Down {
+            let heard = peer.live;
             (peer.hears_us, peer.live) = (false, false);
             peer.holds.clear();
+            if heard {
+                self.greet_soon(now);
+            }
         }
-        if lost && !self.bug(Mutant::DeadSourceForgotten) {
+        if status == Status::Up {
+            self.reconsider();
+            self.ask_for_all(now, run);
+        } else {
+            self.desert(now, run);
+        }
+        self.notify(Notice::Peer(run));
+    }
+
+    /// Nothing is to be had from this peer for now: asks others for what it was asked for.
+    fn desert(&mut self, now: Now, run: Run) {
+        if !self.bug(Mutant::DeadSourceForgotten) {
             let jitter = self.draw();
             self.repairs.give_up(now.mono, Some(run), jitter);
         }
-        if was == Status::Up || status == Status::Up {
-            // Whom to ask, and how far our own word reaches, depends on who is up.
-            self.lacking.extend(self.streams.keys().copied().filter(|origin| *origin != self.me));
-        }
-        self.notify(Notice::Peer(run));
+        self.reconsider();
+    }
+
+    /// Whom to ask, and how far an origin's own word reaches, depends on who is heard: looks at every stream again.
+    fn reconsider(&mut self) {
+        self.lacking.extend(self.streams.keys().copied().filter(|origin| *origin != self.me));
     }
 
     /// Everything that is due by now, and the next deadline.
@@ -601,7 +643,7 @@ impl Replica {
         };
         let budget = bytes_max.min(repair::REQUEST_BYTES_MAX) as usize;
         let recut = self.bug(Mutant::BatchRecutOnRepair);
-        let mut answer = Repair { origin, first, through: last, batches: Vec::new() };
+        let mut answer = Repair { origin, first, from: first, through: last, batches: Vec::new() };
         let (mut total, mut bytes) = (0, 0);
         let mut cut_at = None;
         for batch in &batches {
@@ -618,7 +660,8 @@ impl Replica {
             }
             if bytes > 0 && bytes + encoded.len() > speak::REPAIR_BYTES_MAX {
                 answer.through = Seq(batch.first().0 - 1).max(first);
-                let part = std::mem::replace(&mut answer, Repair { origin, first, through: last, batches: Vec::new() });
+                let rest = Repair { from: answer.through.next(), batches: Vec::new(), ..answer };
+                let part = std::mem::replace(&mut answer, rest);
                 self.send(To::One(from), Message::Repair(part));
                 bytes = 0;
             }

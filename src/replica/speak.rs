@@ -1,13 +1,14 @@
 //! What a replica says of itself and makes of what it hears: heartbeats, hellos, digests, requests.
 
 use std::net::SocketAddr;
+use std::ops::Bound;
 use std::time::Duration;
 
-use super::batch::Batch;
-use super::clock::{Mono, Now};
+use super::batch::{Batch, NAME_BYTES_MAX};
+use super::clock::{Hlc, Mono, Now};
 use super::event::{Missing, Notice, To};
 use super::liveness::{Holds, Status};
-use super::message::{Heartbeat, Hello, Holding, Mark, Message, Repair, Request};
+use super::message::{Digest, Heartbeat, Hello, Holding, Mark, Message, Repair, Request};
 use super::ranges::RangeSet;
 use super::repair::{Flight, REQUEST_BYTES_MAX, REQUEST_TIMEOUT, REQUESTS_MAX, REQUESTS_PER_PEER_MAX};
 use super::{Mutant, Replica, mix};
@@ -33,6 +34,8 @@ const GREETINGS: [Duration; 5] = [
 const SETTLED_AFTER: Duration = Duration::from_secs(10);
 /// A digest is asked of one peer at most this often because hashes differ.
 const DIGEST_EVERY: Duration = Duration::from_secs(10);
+/// Somebody who never told what it holds is asked this often.
+const DIGEST_AGAIN: Duration = Duration::from_secs(2);
 /// All that is held is told to one peer at most this often.
 const DIGEST_ANSWER_EVERY: Duration = Duration::from_millis(500);
 /// What nobody has for this long is missing for good.
@@ -40,7 +43,9 @@ const LOST_AFTER: Duration = Duration::from_secs(10);
 /// Bytes of marks in one heartbeat, estimated high.
 const MARK_BYTES_MAX: usize = 900;
 /// Ranges of one stream in a mark or digest; the highest are kept.
-const RANGES_MAX: usize = 64;
+const RANGES_MAX: usize = 48;
+/// Streams that did not change, in one heartbeat.
+const MARKS_IN_TURN: usize = 4;
 /// Streams in one digest message.
 const HOLDINGS_MAX: usize = 200;
 /// Peers named in one hello.
@@ -58,18 +63,23 @@ impl Replica {
         if from == self.me {
             return;
         }
-        let Some(peer) = self.peer(now, from) else { return };
-        peer.heard_at = Some(now.mono);
-        let first_word = !peer.live;
-        peer.live = true;
+        let mut goodbye = false;
         if let Some(stream) = self.stream(now, from) {
-            stream.alive_at = now.mono;
+            (stream.alive_at, stream.over) = (now.mono, false);
+            goodbye = stream.goodbye;
         }
-        self.judge(now, from);
-        if first_word {
-            self.greet(from);
-            self.greet_soon(now);
-            self.send(To::One(from), Message::DigestRequest(Vec::new()));
+        let Some(peer) = self.peer(now, from) else { return };
+        // After its goodbye only its last words may still come.
+        if !goodbye {
+            peer.heard_at = Some(now.mono);
+            let first_word = !std::mem::replace(&mut peer.live, true);
+            self.judge(now, from);
+            if first_word {
+                self.greet(from);
+                self.greet_soon(now);
+                self.ask_for_all(now, from);
+                self.reconsider();
+            }
         }
         match message {
             Message::Batch(batch) => self.hear_batch(now, from, batch),
@@ -77,7 +87,7 @@ impl Replica {
             Message::Hello(hello) => self.hear_hello(now, from, hello),
             Message::Goodbye(sent) => self.hear_goodbye(now, from, sent),
             Message::DigestRequest(hashes) => self.answer_digest(now, from, &hashes),
-            Message::Digest(holdings) => self.hear_digest(now, from, holdings),
+            Message::Digest(digest) => self.hear_digest(now, from, digest),
             Message::Request(request) => self.serve(from, request),
             Message::Repair(repair) => self.hear_repair(now, from, repair),
             // Round trips are measured by the event loop.
@@ -120,12 +130,25 @@ impl Replica {
         let mine = self.settled;
         let Some(peer) = self.peers.get_mut(&from) else { return };
         peer.differed = if settled == mine { 0 } else { peer.differed + 1 };
-        let due = peer.asked_at.is_none_or(|at| now.mono - at >= DIGEST_EVERY) && peer.asked_for != (mine, settled);
-        if (peer.differed >= 2 && due) || often {
-            (peer.asked_at, peer.asked_for) = (Some(now.mono), (mine, settled));
+        let since = peer.asked_at.map(|at| now.mono - at);
+        // The answer to the question at the first word may have been lost.
+        let untold = !peer.told_all && since.is_none_or(|since| since >= DIGEST_AGAIN);
+        let differs = peer.differed >= 2
+            && since.is_none_or(|since| since >= DIGEST_EVERY)
+            && peer.told_for != Some((mine, settled));
+        if (peer.is_source() && (untold || differs)) || often {
+            peer.asked_for = (mine, settled);
             self.counters.digests += 1;
-            self.send(To::One(from), Message::DigestRequest(Vec::new()));
+            self.ask_for_all(now, from);
         }
+    }
+
+    /// Asks a peer for all that it holds.
+    pub(super) fn ask_for_all(&mut self, now: Now, run: Run) {
+        if let Some(peer) = self.peers.get_mut(&run) {
+            peer.asked_at = Some(now.mono);
+        }
+        self.send(To::One(run), Message::DigestRequest(Vec::new()));
     }
 
     /// Takes note of what a peer holds of one stream.
@@ -145,7 +168,7 @@ impl Replica {
                 stream.settled.remove(first, last);
             }
         }
-        if let Some(peer) = self.peers.get_mut(&from) {
+        if let Some(peer) = self.peers.get_mut(&from).filter(|peer| peer.live) {
             peer.holds.insert(origin, holds);
         }
         self.look_for_holes(origin);
@@ -155,14 +178,21 @@ impl Replica {
         let Hello { name, endpoints, hears, knows } = hello;
         let me = self.streams[&self.me].hash;
         let Some(peer) = self.peers.get_mut(&from) else { return };
-        let renamed = peer.name != name;
-        peer.name = name;
+        let renamed = peer.name != name && name.len() <= NAME_BYTES_MAX;
+        if renamed {
+            peer.name = name;
+        }
         peer.endpoints = endpoints.into_iter().take(ADDRESSES_MAX).collect();
-        peer.hears_us = hears.contains(&me);
+        let heard = std::mem::replace(&mut peer.hears_us, hears.contains(&me));
+        let newly = !heard && peer.hears_us;
         if peer.hears_us {
             peer.greet_at = None;
         }
         self.judge(now, from);
+        if newly {
+            // It may not know, or have forgotten in a silence, that we hear it.
+            self.greet(from);
+        }
         if renamed {
             self.notify(Notice::Peer(from));
         }
@@ -206,7 +236,8 @@ impl Replica {
         let mut holdings: Vec<Holding> = runs.into_iter().filter_map(|run| self.holding(now, run)).collect();
         loop {
             let rest = holdings.split_off(holdings.len().min(HOLDINGS_MAX));
-            self.send(To::One(from), Message::Digest(holdings));
+            let all = hashes.is_empty() && rest.is_empty();
+            self.send(To::One(from), Message::Digest(Digest { holdings, all }));
             if rest.is_empty() {
                 break;
             }
@@ -220,14 +251,19 @@ impl Replica {
         Some(Holding { run, floor: stream.floor, held: highest(&stream.have), newest: stream.newest, over })
     }
 
-    fn hear_digest(&mut self, now: Now, from: Run, holdings: Vec<Holding>) {
-        if let Some(peer) = self.peers.get_mut(&from) {
+    fn hear_digest(&mut self, now: Now, from: Run, digest: Digest) {
+        let Digest { holdings, all } = digest;
+        if let Some(peer) = self.peers.get_mut(&from).filter(|_| all) {
             peer.told_all = true;
+            peer.told_for = Some(peer.asked_for);
         }
         for Holding { run, floor, held, newest, over } in holdings {
             let live = self.peers.get(&run).is_some_and(|peer| peer.live);
+            if !self.streams.contains_key(&run) && newest <= self.horizon && newest > Hlc::default() {
+                continue;
+            }
             let Some(stream) = self.stream(now, run) else { continue };
-            stream.goodbye |= over && !live;
+            stream.over |= over && !live;
             let top = held.top().max(floor);
             if run == from {
                 stream.sent = stream.sent.max(top);
@@ -238,7 +274,7 @@ impl Replica {
     }
 
     fn hear_repair(&mut self, now: Now, from: Run, repair: Repair) {
-        let Repair { origin, first, through, batches } = repair;
+        let Repair { origin, first, from: part, through, batches } = repair;
         let mut bytes = 0;
         for encoded in batches {
             bytes += encoded.len() as u64;
@@ -251,7 +287,7 @@ impl Replica {
         // What was asked for, is covered by the answer and did not come, this peer does not have.
         if let (Some(stream), Some(peer)) = (self.streams.get(&origin), self.peers.get_mut(&from)) {
             if let Some(holds) = peer.holds.get_mut(&origin) {
-                for (first, last) in stream.seen.missing(first, through.min(flight.last)) {
+                for (first, last) in stream.seen.missing(part.max(flight.first), through.min(flight.last)) {
                     holds.held.remove(first, last);
                 }
             }
@@ -280,10 +316,14 @@ impl Replica {
             self.send(To::All, Message::Hello(hello));
         }
         if self.beat_at <= now.mono {
+            let regular = self.regular_at <= now.mono;
+            if regular {
+                self.regular_at = now.mono + BEAT_EVERY;
+            }
             self.beat_at = now.mono + BEAT_EVERY;
             self.settled = self.settled_hash(now.mono);
             self.look_for_lost(now);
-            let beat = self.beat();
+            let beat = self.beat(regular);
             self.send(To::All, Message::Heartbeat(beat));
         }
     }
@@ -297,13 +337,29 @@ impl Replica {
         self.deadline = self.deadline.min(self.beat_at);
     }
 
-    fn beat(&mut self) -> Heartbeat {
+    /// What changed since the last beat. Once a second also our own stream and a few others in turn, changed or not: a
+    /// beat that was lost does no lasting harm.
+    fn beat(&mut self, regular: bool) -> Heartbeat {
+        if regular {
+            self.moved.retain(|run| *run != self.me);
+            self.moved.push_front(self.me);
+            let after = (Bound::Excluded(self.listed), Bound::Unbounded);
+            let turn: Vec<Run> =
+                self.streams.range(after).chain(&self.streams).map(|(run, _)| *run).take(MARKS_IN_TURN).collect();
+            self.listed = turn.last().copied().unwrap_or(self.listed);
+            for run in turn {
+                if !self.moved.contains(&run) {
+                    self.moved.push_back(run);
+                }
+            }
+        }
         let mut marks = Vec::new();
         let mut bytes = 0;
-        while let Some(stream) = self.moved.front().and_then(|run| self.streams.get(run)) {
+        while let Some(run) = self.moved.front() {
+            let Some(stream) = self.streams.get(run) else { break };
             let held = highest(&stream.have);
             bytes += 24 + 18 * held.ranges_len();
-            if bytes > MARK_BYTES_MAX && !marks.is_empty() {
+            if bytes > MARK_BYTES_MAX {
                 break;
             }
             marks.push(Mark { run: stream.hash, floor: stream.floor, held });
@@ -439,33 +495,32 @@ impl Replica {
             if own_word.is_none() && !self.is_over(now, *origin) {
                 continue;
             }
-            // Only a hole is settled: a tail that nobody has just waits, unless the origin lives and has let it go.
-            let limit = stream.seen.top().max(own_word.map_or(Seq(0), |holds| holds.floor));
-            let mut nobody = RangeSet::new();
-            for (first, last) in stream.missing(limit) {
-                nobody.insert(first, last);
-            }
+            let floor = up().filter_map(|peer| Some(peer.holds.get(origin)?.floor)).max().unwrap_or_default();
+            // Only a hole is settled, and what was let go: a tail that nobody has just waits.
+            let limit = stream.seen.top().max(floor);
+            let mut nobody: RangeSet = stream.missing(limit).into_iter().collect();
             for holds in up().filter_map(|peer| peer.holds.get(origin)) {
                 nobody = nobody.without(&holds.held);
             }
-            let floor = up().filter_map(|peer| Some(peer.holds.get(origin)?.floor)).max().unwrap_or_default();
             lost.push((*origin, nobody, floor));
         }
         for (origin, nobody, floor) in lost {
             let start = self.start;
             let Some(stream) = self.streams.get_mut(&origin) else { continue };
-            if nobody.is_empty() {
-                stream.lost_since = None;
+            // What is settled was with nobody all the time, not only now.
+            let (since, always) = &mut stream.lost;
+            *always = always.without(&always.without(&nobody));
+            if always.is_empty() {
+                (*since, *always) = (now.mono, nobody);
                 continue;
             }
-            let since = *stream.lost_since.get_or_insert(now.mono);
-            if now.mono - since < LOST_AFTER {
+            if now.mono - *since < LOST_AFTER {
                 continue;
             }
-            stream.lost_since = None;
+            let settled = std::mem::take(always);
             let owed = stream.owed;
-            for (first, last) in nobody.iter() {
-                let steps = stream.settle(now.mono, first, last, start);
+            for (first, last) in settled.iter() {
+                let steps = stream.settle(first, last, start);
                 let missing = (last.0 + 1).saturating_sub(first.max(owed).0);
                 if missing > 0 {
                     let reason = if last <= floor { Missing::Expired } else { Missing::Lost };
