@@ -117,3 +117,30 @@ fn faults(class: Class) -> &'static [&'static str] {
         }
     }
 }
+
+#[test]
+fn equal_seeds_leave_equal_traces() {
+    for seed in (0..Class::ALL.len() as u64).chain([100, 1_001]) {
+        assert_eq!(sim::run(seed), sim::run(seed));
+    }
+}
+
+/// The checks bite: each bug, planted in every node, breaks an invariant before long.
+#[test]
+fn every_planted_bug_is_found() {
+    let mut missed = Vec::new();
+    for mutant in Mutant::ALL {
+        let began = Instant::now();
+        let (reports, found) = play_all(
+            0..number("MUTANT_SEEDS").unwrap_or(MUTANT_SEEDS),
+            |seed| sim::run_planted(seed, mutant),
+            |found| !found.is_empty(),
+        );
+        match found.first() {
+            Some(Violation { seed, class, what, .. }) => println!("mutant {mutant:?}: seed {seed} ({class:?}): {what}"),
+            None => missed.push(mutant),
+        }
+        soak(&format!("mutant {mutant:?}"), reports.len() as u64 + 1, found.is_empty().into(), 0, began);
+    }
+    assert!(missed.is_empty(), "not found: {missed:?}");
+}

@@ -114,7 +114,7 @@ impl Peer {
         match silent {
             _ if self.gone => Status::Down,
             None if self.called => Status::OneWay,
-            None => self.status,
+            None => Status::New,
             Some(silent) if silent >= DOWN_AFTER => Status::Down,
             Some(silent) if silent >= SUSPECT_AFTER => Status::Suspect,
             Some(_) if !self.live => self.status,

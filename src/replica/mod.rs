@@ -727,6 +727,21 @@ pub enum Mutant {
     FloorTreatedAsHeld,
 }
 
+impl Mutant {
+    /// All of them.
+    pub const ALL: [Mutant; 9] = [
+        Mutant::HoleSkippedSilently,
+        Mutant::OldFrameAccepted,
+        Mutant::DeadSourceForgotten,
+        Mutant::StashUnbounded,
+        Mutant::DigestOnEveryBeat,
+        Mutant::GoodbyeIgnored,
+        Mutant::OneWayPeerAsked,
+        Mutant::BatchRecutOnRepair,
+        Mutant::FloorTreatedAsHeld,
+    ];
+}
+
 fn says_the_same(one: &Draft, other: &Draft) -> bool {
     one.room == other.room && one.payload == other.payload
 }

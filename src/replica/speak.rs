@@ -268,7 +268,10 @@ impl Replica {
             if run == from {
                 stream.sent = stream.sent.max(top);
             }
-            self.meet(run, top, Some(newest));
+            // Of a stream not its own, somebody who has nothing says nothing.
+            if top > Seq(0) || run == from {
+                self.meet(run, top, Some(newest));
+            }
             self.learn(from, run, Holds { floor, held });
         }
     }
@@ -518,10 +521,9 @@ impl Replica {
                 continue;
             }
             let settled = std::mem::take(always);
-            let owed = stream.owed;
             for (first, last) in settled.iter() {
                 let steps = stream.settle(first, last, start);
-                let missing = (last.0 + 1).saturating_sub(first.max(owed).0);
+                let missing = (last.0 + 1).saturating_sub(first.max(stream.owed).0);
                 if missing > 0 {
                     let reason = if last <= floor { Missing::Expired } else { Missing::Lost };
                     self.counters.missing += missing;

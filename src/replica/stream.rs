@@ -154,7 +154,7 @@ impl Stream {
         let mut steps = Vec::new();
         let due = self.waiting_since.is_some_and(|since| at_once || since + GAP_WAIT <= now);
         if let Some((&first, held)) = self.held.range(self.next..).next().filter(|_| due) {
-            if !held.repaired || held.batch.hlc_last() >= start {
+            if !self.is_history(held, start) {
                 // Whoever waited for what is missing is owed it; before the first word of a stream nobody waits.
                 let from = self.next.max(self.owed);
                 let missing: u64 = self.settled_less(from, first);
@@ -206,6 +206,10 @@ impl Stream {
     /// Declares `first..=last` missing for good.
     pub fn settle(&mut self, first: Seq, last: Seq, start: Hlc) -> Vec<Step> {
         self.settled.insert(first, last);
+        if !self.met {
+            // Gone before anybody here waited for it.
+            (self.met, self.owed) = (true, self.owed.min(last.next()));
+        }
         let mut steps = Vec::new();
         self.advance(start, &mut steps);
         steps

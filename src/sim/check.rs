@@ -140,7 +140,8 @@ impl Given {
 /// What holds after each step of a replica.
 pub(super) fn after_step(replica: &Replica, at: Mono, window_bytes: usize, runs_ever: usize) -> Held {
     let deadline = replica.poll_timeout().ok_or("no deadline")?;
-    if deadline <= at {
+    // What is due this very moment may be left to the timeout, but nothing from before.
+    if deadline < at {
         return Err(format!("deadline {deadline:?} at {at:?}"));
     }
     let (streams, peers, flights, bytes) = replica.size();
@@ -198,8 +199,14 @@ impl World {
                         return Err(format!("{host} has not settled {:?} of {run:?}", (first, last)));
                     }
                 }
-                if given.origins.get(run).map_or(0, |of| of.settled) < unsettled {
-                    return Err(format!("{host} misses {unsettled} of {run:?} for good and told of fewer"));
+                let told = given.origins.get(run).map_or(0, |of| of.settled);
+                if told < unsettled {
+                    return Err(format!(
+                        "{host} misses {unsettled} of {run:?} for good and told of {told}: seen {:?}, settled {:?}, owed {:?}",
+                        ranges(audit.seen),
+                        ranges(audit.settled),
+                        audit.owed
+                    ));
                 }
                 let undelivered = audit.seen.without(given.origins.get(run).map_or(&RangeSet::new(), |of| &of.delivered));
                 if !undelivered.is_empty() {
@@ -223,7 +230,7 @@ impl World {
                 }
             }
             for (run, peer) in replica.peers() {
-                if peer.status != Status::Down && !self.alive().any(|(_, replica, _)| replica.me() == run) {
+                if !matches!(peer.status, Status::Down | Status::New) && !self.alive().any(|(_, replica, _)| replica.me() == run) {
                     return Err(format!("the dead {run:?} is {:?} for {host}", peer.status));
                 }
             }

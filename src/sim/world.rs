@@ -430,6 +430,9 @@ impl World {
         let now = self.now_of(index);
         let Some(life) = &mut self.hosts[index].life else { return Ok(()) };
         life.replica.handle(now, input);
+        if life.replica.poll_timeout().is_none_or(|due| due <= now.mono) {
+            return Err(format!("{index} is due again at once"));
+        }
         self.perform(index)
     }
 
