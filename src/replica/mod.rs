@@ -403,10 +403,7 @@ impl Replica {
         let silent = now.mono - stream.alive_at;
         let of_node = |epoch| Run { node: run.node, epoch: Epoch(epoch) };
         let again = || self.peers.range(of_node(0)..=of_node(u64::MAX)).any(|(_, peer)| peer.live);
-        stream.goodbye
-            || stream.over
-            || silent >= liveness::OVER_AFTER
-            || (silent >= liveness::DOWN_AFTER && again())
+        stream.goodbye || stream.over || silent >= liveness::OVER_AFTER || (silent >= liveness::DOWN_AFTER && again())
     }
 
     fn meet(&mut self, origin: Run, top: Seq, newest: Option<Hlc>) {

@@ -260,6 +260,7 @@ impl Replica {
         for Holding { run, floor, held, newest, over } in holdings {
             let live = self.peers.get(&run).is_some_and(|peer| peer.live);
             if !self.streams.contains_key(&run) && newest <= self.horizon && newest > Hlc::default() {
+                self.counters.refused += 1;
                 continue;
             }
             let Some(stream) = self.stream(now, run) else { continue };
@@ -375,7 +376,9 @@ impl Replica {
         let settled =
             self.streams.values().filter(|stream| stream.top > Seq(0) && now - stream.changed_at >= SETTLED_AFTER);
         settled.fold(0, |sum, stream| {
-            let ranges = stream.covered();
+            // What is gone for good counts as had: two that differ in nothing to be had have one hash.
+            let mut ranges = stream.covered();
+            ranges.union(&stream.settled);
             sum ^ ranges.iter().fold(stream.hash.0, |hash, (first, last)| mix(mix(hash ^ first.0) ^ last.0))
         })
     }

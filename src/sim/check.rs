@@ -154,7 +154,8 @@ pub(super) fn after_step(replica: &Replica, at: Mono, window_bytes: usize, runs_
 
 /// What a replica has of every stream, as far as frames from the past must not change it.
 pub(super) fn fingerprint(replica: &Replica) -> Vec<(Run, RangeSet, RangeSet, Seq)> {
-    replica.audit().map(|audit| (audit.run, audit.seen.clone(), audit.have.clone(), audit.floor)).collect()
+    let known = replica.audit().filter(|audit| !audit.seen.is_empty());
+    known.map(|audit| (audit.run, audit.seen.clone(), audit.have.clone(), audit.floor)).collect()
 }
 
 impl World {
@@ -208,7 +209,8 @@ impl World {
                         audit.owed
                     ));
                 }
-                let undelivered = audit.seen.without(given.origins.get(run).map_or(&RangeSet::new(), |of| &of.delivered));
+                let undelivered =
+                    audit.seen.without(given.origins.get(run).map_or(&RangeSet::new(), |of| &of.delivered));
                 if !undelivered.is_empty() {
                     return Err(format!("{host} has seen and not delivered {:?} of {run:?}", ranges(&undelivered)));
                 }
@@ -230,7 +232,9 @@ impl World {
                 }
             }
             for (run, peer) in replica.peers() {
-                if !matches!(peer.status, Status::Down | Status::New) && !self.alive().any(|(_, replica, _)| replica.me() == run) {
+                if !matches!(peer.status, Status::Down | Status::New)
+                    && !self.alive().any(|(_, replica, _)| replica.me() == run)
+                {
                     return Err(format!("the dead {run:?} is {:?} for {host}", peer.status));
                 }
             }
@@ -243,9 +247,11 @@ impl World {
         for (host, replica, given) in self.alive() {
             for batch in replica.window().step_by(1 + replica.window_size().1 / 32) {
                 let id = EntryId { run: batch.origin(), seq: batch.last() };
-                let held = |other: &Replica| other.audit().any(|audit| audit.run == id.run && audit.have.contains(id.seq));
-                let truth =
-                    self.alive().filter(|(other, replica, _)| *other != host && held(replica) && replica.me().node != id.run.node);
+                let held =
+                    |other: &Replica| other.audit().any(|audit| audit.run == id.run && audit.have.contains(id.seq));
+                let truth = self
+                    .alive()
+                    .filter(|(other, replica, _)| *other != host && held(replica) && replica.me().node != id.run.node);
                 let (claim, truth) = (replica.held_by(id), truth.count());
                 if claim != truth {
                     return Err(format!("{host} says {claim} others hold {id:?}, {truth} do"));

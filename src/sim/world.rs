@@ -12,10 +12,10 @@ use bytes::Bytes;
 use super::check::{self, Book, Given, Held};
 use super::{Class, Counts, Dice, Plan, mix};
 use crate::id::{Epoch, Key, NodeId, Room, Run};
-use crate::replica::Replica;
 #[cfg(feature = "mutants")]
 use crate::replica::Mutant;
-use crate::replica::batch::{Batch, Draft};
+use crate::replica::Replica;
+use crate::replica::batch::{Batch, Draft, HEADER_BYTES};
 use crate::replica::clock::{Mono, Now};
 use crate::replica::event::{Input, Notice, Output, Timing, To};
 use crate::replica::liveness::Status;
@@ -128,18 +128,50 @@ enum WallMode {
 
 enum Event {
     /// A host tries to hear another; `anew` beside a link that there is.
-    Dial { listener: usize, speaker: usize, life: u64, anew: bool },
+    Dial {
+        listener: usize,
+        speaker: usize,
+        life: u64,
+        anew: bool,
+    },
     /// A dial gets through to the speaker.
-    Accept { listener: usize, speaker: usize, lives: (u64, u64) },
+    Accept {
+        listener: usize,
+        speaker: usize,
+        lives: (u64, u64),
+    },
     /// The listener has subscribed.
-    Open { listener: usize, speaker: usize, number: u64 },
-    Arrive { listener: usize, speaker: usize, number: u64, frame: Frame },
+    Open {
+        listener: usize,
+        speaker: usize,
+        number: u64,
+    },
+    Arrive {
+        listener: usize,
+        speaker: usize,
+        number: u64,
+        frame: Frame,
+    },
     /// The listener notices that its link broke.
-    LinkEnds { listener: usize, speaker: usize, number: u64, life: u64, run: Run },
+    LinkEnds {
+        listener: usize,
+        speaker: usize,
+        number: u64,
+        life: u64,
+        run: Run,
+    },
     /// The speaker notices.
-    CallEnds { listener: usize, speaker: usize, number: u64, life: u64, run: Run },
+    CallEnds {
+        listener: usize,
+        speaker: usize,
+        number: u64,
+        life: u64,
+        run: Run,
+    },
     Burst,
-    Start { host: usize },
+    Start {
+        host: usize,
+    },
     Crash,
     Lossy,
     Jump,
@@ -327,8 +359,9 @@ impl World {
                 self.redial(listener, speaker, 100, false);
             }
             Event::CallEnds { listener, speaker, number, life, run } => {
-                let newer =
-                    self.links[listener][speaker].as_ref().is_some_and(|link| link.number != number && link.listener == run);
+                let newer = self.links[listener][speaker]
+                    .as_ref()
+                    .is_some_and(|link| link.number != number && link.listener == run);
                 if !newer && self.hosts[speaker].lives == life {
                     self.feed(speaker, Input::Left(run))?;
                 }
@@ -369,8 +402,7 @@ impl World {
         }
         host.lives += 1;
         host.answers = true;
-        host.life =
-            Some(Life { replica, given: Given::default(), mono, drafts: VecDeque::new(), keyed: Vec::new() });
+        host.life = Some(Life { replica, given: Given::default(), mono, drafts: VecDeque::new(), keyed: Vec::new() });
         self.runs_ever += 1;
         let endpoints = vec![SocketAddr::from(([10, 0, 0, index as u8 + 1], 47474))];
         self.feed(index, Input::Endpoints(endpoints))?;
@@ -620,7 +652,12 @@ impl World {
         if body.len() > wire::FRAME_BYTES_MAX {
             return Err(format!("a frame of {} bytes: {message:?}", body.len()));
         }
-        self.trace = mix(self.trace ^ body.iter().fold(0, |sum: u64, byte| sum.wrapping_mul(31) + u64::from(*byte)));
+        // A batch is told from another by its header; everything else counts to the last byte.
+        let told =
+            &body[..body.len().min(if matches!(message, Message::Batch(_)) { HEADER_BYTES } else { body.len() })];
+        self.trace = told.chunks(8).fold(self.trace, |trace, bytes| {
+            mix(trace ^ bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)))
+        });
         let frame = Frame { topic, body };
         for listener in 0..self.hosts.len() {
             let open = self.links[listener][speaker].as_ref().is_some_and(|link| {
@@ -677,7 +714,8 @@ impl World {
         let message = wire::decode(frame.topic.as_bytes(), &frame.body).map_err(|error| error.to_string())?;
         if let Message::Repair(repair) = &message {
             for batch in repair.batches.iter().filter_map(|batch| Batch::parse(batch.clone()).ok()) {
-                let seen = life.replica.audit().any(|audit| audit.run == batch.origin() && audit.seen.contains(batch.first()));
+                let seen =
+                    life.replica.audit().any(|audit| audit.run == batch.origin() && audit.seen.contains(batch.first()));
                 life.given.repaired_bytes += batch.bytes().len() as u64;
                 life.given.repaired_bytes_twice += if seen { batch.bytes().len() as u64 } else { 0 };
             }
@@ -693,7 +731,8 @@ impl World {
             }
         }
         self.feed(listener, Input::Message { from, message })?;
-        let status = self.hosts[listener].life.as_ref().and_then(|life| life.replica.known_peer(from)).map(|peer| peer.status);
+        let status =
+            self.hosts[listener].life.as_ref().and_then(|life| life.replica.known_peer(from)).map(|peer| peer.status);
         if goodbye && status != Some(Status::Down) {
             return Err(format!("{from:?} said goodbye to {listener} and is {status:?}"));
         }
@@ -812,7 +851,8 @@ impl World {
         let group = self.dice.draw() & all;
         let one_way = self.dice.chance(300);
         let mode = [WallMode::Drop, WallMode::Hold, WallMode::Cut][self.dice.below(3) as usize];
-        let until = self.now + [self.dice.range(500, 5_000), self.dice.range(5_000, 60_000)][self.dice.below(2) as usize];
+        let until =
+            self.now + [self.dice.range(500, 5_000), self.dice.range(5_000, 60_000)][self.dice.below(2) as usize];
         self.counts.partitions += 1;
         self.counts.one_way += u64::from(one_way);
         self.walls.push(Wall { from: group, to: all & !group, until, mode });
