@@ -28,7 +28,7 @@ use batch::{Author, Batch, Draft};
 use clock::{Clock, Hlc, Mono, Now};
 use event::{Input, Missing, Notice, Output, Timing, To};
 use liveness::{Peer, Status};
-use message::{Message, Repair};
+use message::Message;
 use repair::Repairs;
 use stream::{Step, Stream, Taken};
 use version::Cursor;
@@ -62,6 +62,8 @@ pub struct Replica {
     repairs: Repairs,
     /// Streams of which something is missing.
     lacking: BTreeSet<Run>,
+    /// Something happened since requests were last planned that may let another go out.
+    unplanned: bool,
     /// Streams in which something waits for what is missing before it.
     waiting: BTreeSet<Run>,
     /// Streams whose ranges changed since they were last listed in a heartbeat.
@@ -158,6 +160,7 @@ impl Replica {
             peers: BTreeMap::new(),
             repairs: Repairs::default(),
             lacking: BTreeSet::new(),
+            unplanned: false,
             waiting: BTreeSet::new(),
             moved: VecDeque::new(),
             settled: 0,
@@ -498,6 +501,7 @@ impl Replica {
         }
         if origin != self.me && !stream.missing(self.limit(origin)).is_empty() {
             self.lacking.insert(origin);
+            self.unplanned = true;
         } else {
             self.lacking.remove(&origin);
         }
@@ -511,71 +515,6 @@ impl Replica {
         let live =
             self.peers.get(&origin).is_some_and(|peer| peer.live && matches!(peer.status, Status::Up | Status::OneWay));
         if live { own } else { own.max(stream.top) }
-    }
-
-    fn link_up(&mut self, now: Now, run: Run, address: SocketAddr) {
-        let goodbye = self.streams.get(&run).is_some_and(|stream| stream.goodbye);
-        let Some(peer) = self.peer(now, run) else { return };
-        peer.address = Some(address);
-        (peer.linked, peer.live, peer.told_all, peer.gone) = (true, false, false, goodbye);
-    }
-
-    /// The record of a peer, made if there is room for it.
-    fn peer(&mut self, now: Now, run: Run) -> Option<&mut Peer> {
-        if run == self.me {
-            return None;
-        }
-        if !self.peers.contains_key(&run) {
-            if self.peers.len() >= PEERS_MAX {
-                let dead = self.peers.iter().filter(|(_, peer)| {
-                    matches!(peer.status, Status::Down | Status::New) && !peer.linked && !peer.called
-                });
-                let oldest = dead.min_by_key(|(_, peer)| peer.status_at).map(|(run, _)| *run)?;
-                self.peers.remove(&oldest);
-            }
-            self.peers.insert(run, Peer::new(now.mono, run.hash()));
-        }
-        self.peers.get_mut(&run)
-    }
-
-    /// Draws the status of a peer from what was heard, and tells of a change.
-    fn judge(&mut self, now: Now, run: Run) {
-        let Some(peer) = self.peers.get_mut(&run) else { return };
-        let status = peer.judge(now.mono);
-        if status == peer.status {
-            return;
-        }
-        peer.status = status;
-        peer.status_at = now.mono;
-        if status == Status::Down {
-            let heard = peer.live;
-            (peer.hears_us, peer.live) = (false, false);
-            peer.holds.clear();
-            if heard {
-                self.greet_soon(now);
-            }
-        }
-        if status == Status::Up {
-            self.reconsider();
-            self.ask_for_all(now, run);
-        } else {
-            self.desert(now, run);
-        }
-        self.notify(Notice::Peer(run));
-    }
-
-    /// Nothing is to be had from this peer for now: asks others for what it was asked for.
-    fn desert(&mut self, now: Now, run: Run) {
-        if !self.bug(Mutant::DeadSourceForgotten) {
-            let jitter = self.draw();
-            self.repairs.give_up(now.mono, Some(run), jitter);
-        }
-        self.reconsider();
-    }
-
-    /// Whom to ask, and how far an origin's own word reaches, depends on who is heard: looks at every stream again.
-    fn reconsider(&mut self) {
-        self.lacking.extend(self.streams.keys().copied().filter(|origin| *origin != self.me));
     }
 
     /// Everything that is due by now, and the next deadline.
@@ -592,6 +531,7 @@ impl Replica {
                 self.repairs.give_up(now.mono, None, jitter);
             }
             self.speak(now);
+            self.unplanned = true;
         }
         self.plan(now);
         self.deadline = self.next_deadline(now);
@@ -609,13 +549,6 @@ impl Replica {
         earliest.max(now.mono + Duration::from_millis(1))
     }
 
-    fn forget_peers(&mut self, now: Now) {
-        self.peers.retain(|_, peer| {
-            let dead = matches!(peer.status, Status::Down | Status::New) && !peer.linked && !peer.called;
-            !(dead && now.mono - peer.status_at >= liveness::FORGET_AFTER)
-        });
-    }
-
     fn give_up_waiting(&mut self, now: Now) {
         let start = self.start;
         let silent = self.bug(Mutant::HoleSkippedSilently);
@@ -628,46 +561,6 @@ impl Replica {
             self.step(origin, steps);
             self.look_for_holes(origin);
         }
-    }
-
-    /// Answers a request with what is held, oldest first.
-    fn serve(&mut self, from: Run, request: message::Request) {
-        let message::Request { origin, first, last, bytes_max } = request;
-        self.counters.served += 1;
-        let batches: Vec<Batch> = match self.streams.get(&origin) {
-            Some(stream) if first <= last => stream.batches(first, last).cloned().collect(),
-            _ => Vec::new(),
-        };
-        let budget = bytes_max.min(repair::REQUEST_BYTES_MAX) as usize;
-        let recut = self.bug(Mutant::BatchRecutOnRepair);
-        let mut answer = Repair { origin, first, from: first, through: last, batches: Vec::new() };
-        let (mut total, mut bytes) = (0, 0);
-        let mut cut_at = None;
-        for batch in &batches {
-            if total >= budget {
-                cut_at = Some(Seq(batch.first().0 - 1));
-                break;
-            }
-            let mut encoded = batch.bytes().clone();
-            if recut && batch.count() > 1 {
-                let drafts: Vec<Draft> =
-                    batch.entries().flatten().take(1).map(|entry| Draft::new(entry.room, entry.payload)).collect();
-                let author = Author { origin, name: "", first: batch.first(), hlc: batch.hlc(), previous: [0; 32] };
-                encoded = author.encode(&drafts).bytes().clone();
-            }
-            if bytes > 0 && bytes + encoded.len() > speak::REPAIR_BYTES_MAX {
-                answer.through = Seq(batch.first().0 - 1).max(first);
-                let rest = Repair { from: answer.through.next(), batches: Vec::new(), ..answer };
-                let part = std::mem::replace(&mut answer, rest);
-                self.send(To::One(from), Message::Repair(part));
-                bytes = 0;
-            }
-            total += encoded.len();
-            bytes += encoded.len();
-            answer.batches.push(encoded);
-        }
-        answer.through = cut_at.unwrap_or(last).max(first);
-        self.send(To::One(from), Message::Repair(answer));
     }
 
     fn send(&mut self, to: To, message: Message) {

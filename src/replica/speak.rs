@@ -6,11 +6,10 @@ use std::time::Duration;
 
 use super::batch::{Batch, NAME_BYTES_MAX};
 use super::clock::{Hlc, Mono, Now};
-use super::event::{Missing, Notice, To};
-use super::liveness::{Holds, Status};
-use super::message::{Digest, Heartbeat, Hello, Holding, Mark, Message, Repair, Request};
+use super::event::{Notice, To};
+use super::liveness::Holds;
+use super::message::{Digest, Heartbeat, Hello, Holding, Mark, Message};
 use super::ranges::RangeSet;
-use super::repair::{Flight, REQUEST_BYTES_MAX, REQUEST_TIMEOUT, REQUESTS_MAX, REQUESTS_PER_PEER_MAX};
 use super::{Mutant, Replica, mix};
 use crate::id::{EntryId, Run, RunHash, Seq};
 
@@ -38,8 +37,6 @@ const DIGEST_EVERY: Duration = Duration::from_secs(10);
 const DIGEST_AGAIN: Duration = Duration::from_secs(2);
 /// All that is held is told to one peer at most this often.
 const DIGEST_ANSWER_EVERY: Duration = Duration::from_millis(500);
-/// What nobody has for this long is missing for good.
-const LOST_AFTER: Duration = Duration::from_secs(10);
 /// Bytes of marks in one heartbeat, estimated high.
 const MARK_BYTES_MAX: usize = 900;
 /// Ranges of one stream in a mark or digest; the highest are kept.
@@ -52,10 +49,6 @@ const HOLDINGS_MAX: usize = 200;
 const KNOWS_MAX: usize = 64;
 /// Addresses of one peer named in one hello.
 const ADDRESSES_MAX: usize = 8;
-/// Seqs in one request, so that a long repair is spread over peers.
-const REQUEST_SEQS_MAX: u64 = 16 * 1024;
-/// Bytes of batches in one repair message, unless one batch alone is larger.
-pub(crate) const REPAIR_BYTES_MAX: usize = 47 * 1024;
 
 impl Replica {
     /// Takes note of a message.
@@ -277,28 +270,6 @@ impl Replica {
         }
     }
 
-    fn hear_repair(&mut self, now: Now, from: Run, repair: Repair) {
-        let Repair { origin, first, from: part, through, batches } = repair;
-        let mut bytes = 0;
-        for encoded in batches {
-            bytes += encoded.len() as u64;
-            match Batch::parse(encoded) {
-                Ok(batch) if batch.origin() == origin => self.store(now, batch, true),
-                _ => self.counters.conflicts += 1,
-            }
-        }
-        let Some(flight) = self.repairs.answered(now.mono, from, origin, first, through, bytes) else { return };
-        // What was asked for, is covered by the answer and did not come, this peer does not have.
-        if let (Some(stream), Some(peer)) = (self.streams.get(&origin), self.peers.get_mut(&from)) {
-            if let Some(holds) = peer.holds.get_mut(&origin) {
-                for (first, last) in stream.seen.missing(part.max(flight.first), through.min(flight.last)) {
-                    holds.held.remove(first, last);
-                }
-            }
-        }
-        self.look_for_holes(origin);
-    }
-
     /// Everything that is said without being asked, if it is due.
     pub(super) fn speak(&mut self, now: Now) {
         let due: Vec<Run> = self
@@ -404,141 +375,6 @@ impl Replica {
             (*run, addresses)
         });
         Hello { name: self.name.clone(), endpoints: self.endpoints.clone(), hears, knows: knows.collect() }
-    }
-
-    /// Asks for what is missing, as far as somebody has it and requests are left.
-    pub(super) fn plan(&mut self, now: Now) {
-        if self.lacking.is_empty() {
-            return;
-        }
-        let mut done = Vec::new();
-        for origin in self.lacking.clone() {
-            if self.repairs.flights.len() >= REQUESTS_MAX {
-                break;
-            }
-            if self.repairs.not_before(origin, now.mono).is_some() {
-                continue;
-            }
-            let missing =
-                self.streams.get(&origin).map(|stream| stream.missing(self.limit(origin))).unwrap_or_default();
-            if missing.is_empty() {
-                done.push(origin);
-            }
-            for (first, last) in missing {
-                let mut from = first;
-                while let Some((first, last)) = self.repairs.unasked(origin, from, last) {
-                    let Some((source, first, last)) = self.choose(origin, first, last) else { break };
-                    from = last.next();
-                    self.ask(now, source, origin, first, last);
-                    if self.repairs.flights.len() >= REQUESTS_MAX || from == last {
-                        break;
-                    }
-                }
-            }
-        }
-        for origin in done {
-            self.lacking.remove(&origin);
-        }
-    }
-
-    /// A peer that has the beginning of `first..=last`, or what comes next in it, and the stretch to ask it for.
-    fn choose(&mut self, origin: Run, first: Seq, last: Seq) -> Option<(Run, Seq, Seq)> {
-        let one_way = self.bug(Mutant::OneWayPeerAsked);
-        let failed = self.repairs.failed_last(origin);
-        let mut best: Vec<(Run, Seq, Seq)> = Vec::new();
-        for (run, peer) in &self.peers {
-            let askable = peer.is_source() || (one_way && peer.live);
-            if !askable || self.repairs.load(*run) >= REQUESTS_PER_PEER_MAX {
-                continue;
-            }
-            let Some(holds) = peer.holds.get(&origin) else { continue };
-            let Some((start, end)) =
-                holds.held.iter().find(|(_, end)| *end >= first).filter(|(start, _)| *start <= last)
-            else {
-                continue;
-            };
-            let start = start.max(first);
-            let end = end.min(last).min(Seq(start.0.saturating_add(REQUEST_SEQS_MAX - 1)));
-            if best.first().is_none_or(|other| start < other.1) {
-                best.clear();
-            }
-            if best.first().is_none_or(|other| start == other.1) {
-                best.push((*run, start, end));
-            }
-        }
-        if best.len() > 1 {
-            best.retain(|(run, ..)| Some(*run) != failed);
-        }
-        let pick = self.draw() as usize % best.len().max(1);
-        best.get(pick).copied()
-    }
-
-    fn ask(&mut self, now: Now, source: Run, origin: Run, first: Seq, last: Seq) {
-        self.counters.requests += 1;
-        self.repairs.flights.push(Flight {
-            source,
-            origin,
-            first,
-            last,
-            bytes: 0,
-            deadline: now.mono + REQUEST_TIMEOUT,
-        });
-        let request = Request { origin, first, last, bytes_max: REQUEST_BYTES_MAX };
-        self.send(To::One(source), Message::Request(request));
-    }
-
-    /// Settles what nobody has: its run is over, or says itself that it lacks it, and every peer that is up has said so.
-    fn look_for_lost(&mut self, now: Now) {
-        let up = || self.peers.values().filter(|peer| peer.status == Status::Up);
-        if up().any(|peer| !peer.told_all) {
-            return;
-        }
-        let mut lost = Vec::new();
-        for origin in &self.lacking {
-            let Some(stream) = self.streams.get(origin) else { continue };
-            let own = self.peers.get(origin).filter(|peer| peer.status == Status::Up);
-            let own_word = own.and_then(|peer| peer.holds.get(origin));
-            if own_word.is_none() && !self.is_over(now, *origin) {
-                continue;
-            }
-            let floor = up().filter_map(|peer| Some(peer.holds.get(origin)?.floor)).max().unwrap_or_default();
-            // Only a hole is settled, and what was let go: a tail that nobody has just waits.
-            let limit = stream.seen.top().max(floor);
-            let mut nobody: RangeSet = stream.missing(limit).into_iter().collect();
-            for holds in up().filter_map(|peer| peer.holds.get(origin)) {
-                nobody = nobody.without(&holds.held);
-            }
-            lost.push((*origin, nobody, floor));
-        }
-        for (origin, nobody, floor) in lost {
-            let start = self.start;
-            let Some(stream) = self.streams.get_mut(&origin) else { continue };
-            // What is settled was with nobody all the time, not only now.
-            let (since, always) = &mut stream.lost;
-            *always = always.without(&always.without(&nobody));
-            if always.is_empty() {
-                (*since, *always) = (now.mono, nobody);
-                continue;
-            }
-            if now.mono - *since < LOST_AFTER {
-                continue;
-            }
-            let settled = std::mem::take(always);
-            for (first, last) in settled.iter() {
-                let steps = stream.settle(first, last, start);
-                let missing = (last.0 + 1).saturating_sub(first.max(stream.owed).0);
-                if missing > 0 {
-                    let reason = if last <= floor { Missing::Expired } else { Missing::Lost };
-                    self.counters.missing += missing;
-                    self.outputs.push_back(super::Output::Notify(Notice::Gap { origin, missing, reason }));
-                }
-                self.outputs.extend(steps.into_iter().filter_map(|step| match step {
-                    super::Step::Deliver(batch, how) => Some(super::Output::Deliver { batch, how }),
-                    super::Step::Gap(_) => None,
-                }));
-            }
-            self.look_for_holes(origin);
-        }
     }
 }
 

@@ -10,7 +10,7 @@ use crate::replica::clock::Mono;
 use crate::replica::event::{Missing, Notice, Timing};
 use crate::replica::liveness::Status;
 use crate::replica::ranges::RangeSet;
-use crate::replica::repair::REQUESTS_MAX;
+use crate::replica::repair::{REQUEST_BYTES_MAX, REQUESTS_MAX};
 use crate::replica::{PEERS_MAX, Replica, STREAMS_MAX};
 
 /// An invariant broke, in words.
@@ -258,7 +258,9 @@ impl World {
                 }
             }
             let missed = given.repaired_bytes - given.repaired_bytes_twice;
-            if !self.plan.repeats() && given.repaired_bytes_twice > missed / 5 + TWICE_BYTES_ALLOWED {
+            // An answer may be on its way while its source dies and another is asked.
+            let allowed = TWICE_BYTES_ALLOWED + self.plan.crashes * u64::from(REQUEST_BYTES_MAX);
+            if !self.plan.repeats() && given.repaired_bytes_twice > missed / 5 + allowed {
                 return Err(format!(
                     "{host} missed {missed} bytes and got {} again in repairs",
                     given.repaired_bytes_twice

@@ -6,6 +6,7 @@
 //! is a recipe to see it again.
 
 mod check;
+mod faults;
 mod world;
 
 use std::fmt;

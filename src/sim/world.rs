@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::check::{self, Book, Given, Held};
 use super::{Class, Counts, Dice, Plan, mix};
-use crate::id::{Epoch, Key, NodeId, Room, Run};
+use crate::id::{Epoch, NodeId, Run};
 #[cfg(feature = "mutants")]
 use crate::replica::Mutant;
 use crate::replica::Replica;
@@ -19,7 +19,7 @@ use crate::replica::batch::{Batch, Draft, HEADER_BYTES};
 use crate::replica::clock::{Mono, Now};
 use crate::replica::event::{Input, Notice, Output, Timing, To};
 use crate::replica::liveness::Status;
-use crate::replica::message::{Message, Repair};
+use crate::replica::message::Message;
 use crate::wire;
 
 /// The wall clock at the beginning: 2026-01-01.
@@ -30,24 +30,24 @@ const PEACE_MS_MAX: u64 = 420_000;
 const SETTLE_MS: u64 = 45_000;
 const SILENCE_MS: u64 = 30_000;
 /// Frames remembered to be replayed.
-const RECORDED_MAX: usize = 256;
+pub(super) const RECORDED_MAX: usize = 256;
 
 pub(super) struct World {
     pub plan: Plan,
     pub now: u64,
     pub counts: Counts,
     pub trace: u64,
-    dice: Dice,
+    pub dice: Dice,
     queue: BTreeMap<(u64, u64), Event>,
     queued: u64,
-    hosts: Vec<Host>,
+    pub hosts: Vec<Host>,
     /// By listener, then speaker.
-    links: Vec<Vec<Option<Link>>>,
+    pub links: Vec<Vec<Option<Link>>>,
     links_ever: u64,
-    walls: Vec<Wall>,
+    pub walls: Vec<Wall>,
     book: Book,
     runs_ever: usize,
-    recorded: Vec<Recorded>,
+    pub recorded: Vec<Recorded>,
     /// Faults have ended; from `silent_from` on nothing is asked for.
     peace: bool,
     silent_from: Option<u64>,
@@ -55,69 +55,69 @@ pub(super) struct World {
     mutant: Option<Mutant>,
 }
 
-struct Host {
-    node: NodeId,
+pub(super) struct Host {
+    pub node: NodeId,
     /// Its wall clock, apart from ours.
-    skew_ms: i64,
-    life: Option<Life>,
-    lives: u64,
+    pub skew_ms: i64,
+    pub life: Option<Life>,
+    pub lives: u64,
     /// Whether the machine is there to refuse a dial when no node runs on it.
-    answers: bool,
+    pub answers: bool,
     /// When dials to other hosts were refused, by host, of late.
-    refused: BTreeMap<usize, Vec<u64>>,
+    pub refused: BTreeMap<usize, Vec<u64>>,
     /// Who was last heard on each other host.
-    heard: BTreeMap<usize, Run>,
+    pub heard: BTreeMap<usize, Run>,
 }
 
-struct Life {
-    replica: Replica,
-    given: Given,
+pub(super) struct Life {
+    pub replica: Replica,
+    pub given: Given,
     /// The machine's monotonic clock at our time 0.
-    mono: u64,
-    drafts: VecDeque<Draft>,
+    pub mono: u64,
+    pub drafts: VecDeque<Draft>,
     /// Drafts with keys, to be tried again.
-    keyed: Vec<Draft>,
+    pub keyed: Vec<Draft>,
 }
 
-struct Link {
-    number: u64,
-    listener: Run,
-    speaker: Run,
+pub(super) struct Link {
+    pub number: u64,
+    pub listener: Run,
+    pub speaker: Run,
     /// The listener has subscribed.
-    open: bool,
+    pub open: bool,
     /// Broken, whether noticed or not.
-    cut: bool,
-    last_arrival: u64,
-    lossy_until: u64,
+    pub cut: bool,
+    pub last_arrival: u64,
+    pub lossy_until: u64,
     /// Frames that wait for the network to come back.
-    held: Vec<Frame>,
+    pub held: Vec<Frame>,
 }
 
 /// A message as it goes over the wire.
 #[derive(Clone)]
-struct Frame {
-    topic: String,
-    body: Bytes,
+pub(super) struct Frame {
+    pub topic: String,
+    pub body: Bytes,
 }
 
-struct Recorded {
-    listener: usize,
-    life: u64,
-    speaker: Run,
-    frame: Frame,
+pub(super) struct Recorded {
+    pub listener: usize,
+    pub life: u64,
+    pub speaker: Run,
+    pub frame: Frame,
 }
 
 /// A one-way barrier between groups of hosts, as bit masks.
 #[derive(Clone)]
-struct Wall {
-    from: u64,
-    to: u64,
-    until: u64,
-    mode: WallMode,
+pub(super) struct Wall {
+    pub from: u64,
+    pub to: u64,
+    pub until: u64,
+    pub mode: WallMode,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum WallMode {
+pub(super) enum WallMode {
     /// What is sent is lost, and links survive.
     Drop,
     /// What is sent arrives when the wall falls, as over TCP.
@@ -126,7 +126,7 @@ enum WallMode {
     Cut,
 }
 
-enum Event {
+pub(super) enum Event {
     /// A host tries to hear another; `anew` beside a link that there is.
     Dial {
         listener: usize,
@@ -226,35 +226,7 @@ impl World {
         self.mutant = Some(mutant);
     }
 
-    /// Puts everything that the plan has in store into the queue.
-    fn script(&mut self) {
-        let Plan { nodes, joiners, busy_ms, bursts, lossy_spells, partitions, crashes, jumps, replays, .. } = self.plan;
-        for host in 0..nodes {
-            let at = self.dice.below(1_000);
-            self.at(at, Event::Start { host });
-        }
-        for host in nodes..nodes + joiners {
-            let at = self.dice.range(busy_ms / 2, busy_ms);
-            self.at(at, Event::Start { host });
-            self.counts.joins += 1;
-        }
-        let faults: [(u64, fn() -> Event); 6] = [
-            (bursts, || Event::Burst),
-            (lossy_spells, || Event::Lossy),
-            (partitions, || Event::WallUp),
-            (crashes, || Event::Crash),
-            (jumps, || Event::Jump),
-            (replays, || Event::Replay),
-        ];
-        for (times, event) in faults {
-            for _ in 0..times {
-                let at = self.dice.range(500, busy_ms);
-                self.at(at, event());
-            }
-        }
-    }
-
-    fn at(&mut self, at: u64, event: Event) {
+    pub fn at(&mut self, at: u64, event: Event) {
         self.queued += 1;
         self.queue.insert((at.max(self.now), self.queued), event);
     }
@@ -416,38 +388,8 @@ impl World {
         Ok(())
     }
 
-    fn crash(&mut self) -> Held {
-        let living: Vec<usize> = self.alive().map(|(index, ..)| index).collect();
-        if living.len() < 3 {
-            return Ok(());
-        }
-        let host = living[self.dice.below(living.len() as u64) as usize];
-        let how = self.dice.below(4);
-        if how == 0 {
-            self.counts.goodbyes += 1;
-            self.feed(host, Input::Stop)?;
-        } else {
-            self.counts.crashes += 1;
-        }
-        self.bury(host);
-        // A killed process leaves a machine that closes its connections and refuses dials; a dead machine does neither.
-        let quiet = how == 3;
-        self.hosts[host].answers = !quiet;
-        for other in 0..self.hosts.len() {
-            for (listener, speaker) in [(host, other), (other, host)] {
-                self.cut(listener, speaker, if quiet { (10_000, 20_000) } else { (1, 100) });
-            }
-        }
-        if self.dice.chance(700) {
-            let at = self.now + self.dice.range(10, 20_000);
-            self.at(at, Event::Start { host });
-            self.counts.restarts += 1;
-        }
-        Ok(())
-    }
-
     /// Ends a life and adds up what it counted.
-    fn bury(&mut self, host: usize) {
+    pub fn bury(&mut self, host: usize) {
         if let Some(life) = self.hosts[host].life.take() {
             self.hosts[host].lives += 1;
             self.counts.requests += life.replica.counters().requests;
@@ -458,7 +400,7 @@ impl World {
     }
 
     /// Hands an input to the replica of a host, if it lives, and does what it wants done.
-    fn feed(&mut self, index: usize, input: Input) -> Held {
+    pub fn feed(&mut self, index: usize, input: Input) -> Held {
         let now = self.now_of(index);
         let Some(life) = &mut self.hosts[index].life else { return Ok(()) };
         life.replica.handle(now, input);
@@ -468,13 +410,13 @@ impl World {
         self.perform(index)
     }
 
-    fn now_of(&self, index: usize) -> Now {
+    pub fn now_of(&self, index: usize) -> Now {
         let host = &self.hosts[index];
         let mono = host.life.as_ref().map_or(0, |life| life.mono);
         Now { mono: Mono(self.now + mono), wall_ms: wall(self.now, host.skew_ms) }
     }
 
-    fn perform(&mut self, index: usize) -> Held {
+    pub fn perform(&mut self, index: usize) -> Held {
         let at = self.now_of(index).mono;
         let Some(life) = &self.hosts[index].life else { return Ok(()) };
         check::after_step(&life.replica, at, self.plan.window_bytes, self.runs_ever)?;
@@ -621,7 +563,7 @@ impl World {
     }
 
     /// Breaks a link; both ends notice within `notice_ms`.
-    fn cut(&mut self, listener: usize, speaker: usize, notice_ms: (u64, u64)) {
+    pub fn cut(&mut self, listener: usize, speaker: usize, notice_ms: (u64, u64)) {
         let lives = (self.hosts[listener].lives, self.hosts[speaker].lives);
         let ends = [self.dice.range(notice_ms.0, notice_ms.1), self.dice.range(notice_ms.0, notice_ms.1)];
         let Some(link) = &mut self.links[listener][speaker] else { return };
@@ -674,7 +616,7 @@ impl World {
         Ok(())
     }
 
-    fn transmit(&mut self, listener: usize, speaker: usize, frame: Frame) {
+    pub fn transmit(&mut self, listener: usize, speaker: usize, frame: Frame) {
         let wall = self.wall(speaker, listener);
         let (loss, twice, reorder) = match self.peace {
             true => (0, 0, 0),
@@ -708,7 +650,7 @@ impl World {
         self.at(at, Event::Arrive { listener, speaker, number, frame });
     }
 
-    fn hear(&mut self, listener: usize, from: Run, frame: Frame) -> Held {
+    pub fn hear(&mut self, listener: usize, from: Run, frame: Frame) -> Held {
         let Some(life) = &mut self.hosts[listener].life else { return Ok(()) };
         self.counts.messages += 1;
         let message = wire::decode(frame.topic.as_bytes(), &frame.body).map_err(|error| error.to_string())?;
@@ -737,153 +679,6 @@ impl World {
             return Err(format!("{from:?} said goodbye to {listener} and is {status:?}"));
         }
         Ok(())
-    }
-
-    // Traffic and faults.
-
-    fn burst(&mut self) -> Held {
-        let living: Vec<usize> = self.alive().map(|(index, ..)| index).collect();
-        if living.is_empty() {
-            return Ok(());
-        }
-        let index = living[self.dice.below(living.len() as u64) as usize];
-        let mut drafts = Vec::new();
-        for _ in 0..self.dice.range(1, self.plan.burst_max) {
-            drafts.push(self.draft(index));
-        }
-        let now = self.now_of(index);
-        let Some(life) = &mut self.hosts[index].life else { return Ok(()) };
-        let published = life.replica.publish(now, drafts.clone());
-        let known: Vec<usize> = published.known.iter().map(|(at, _)| *at).collect();
-        let fresh: Vec<Draft> =
-            drafts.into_iter().enumerate().filter(|(at, _)| !known.contains(at)).map(|(_, draft)| draft).collect();
-        if published.count != fresh.len() as u64 {
-            return Err(format!("{index} published {} of {} drafts", published.count, fresh.len()));
-        }
-        self.counts.published += published.count;
-        life.keyed.extend(fresh.iter().filter(|draft| draft.key.is_some()).take(3).cloned());
-        life.drafts.extend(fresh);
-        self.perform(index)?;
-        match self.hosts[index].life.as_ref().is_some_and(|life| life.drafts.is_empty()) {
-            true => Ok(()),
-            false => Err(format!("{index} kept drafts to itself")),
-        }
-    }
-
-    fn draft(&mut self, index: usize) -> Draft {
-        let retry = self.dice.chance(30);
-        let keyed = self.hosts[index].life.as_ref().map(|life| &life.keyed[..]).unwrap_or_default();
-        if let Some(draft) = keyed.get(self.dice.below(keyed.len() as u64) as usize).filter(|_| retry) {
-            return draft.clone();
-        }
-        let len = match self.dice.below(100) {
-            0 => self.dice.range(10_000, 100_000),
-            1..10 => self.dice.range(500, 3_000),
-            _ => self.dice.range(0, 100),
-        };
-        let text = format!("{:x}", self.dice.draw()).repeat(1 + len as usize / 16);
-        let mut draft = Draft::new(Room::lobby(), text);
-        draft.key = self.dice.chance(50).then(|| Key([self.dice.draw() as u8; 16]));
-        if let Some(Key(bytes)) = &mut draft.key {
-            bytes[8..].copy_from_slice(&self.dice.draw().to_le_bytes());
-        }
-        draft
-    }
-
-    /// A run of messages is lost on one link.
-    fn lossy(&mut self) {
-        let hosts = self.hosts.len() as u64;
-        let (listener, speaker) = (self.dice.below(hosts) as usize, self.dice.below(hosts) as usize);
-        let until = self.now + self.dice.range(100, 4_000);
-        if let Some(link) = &mut self.links[listener][speaker] {
-            link.lossy_until = until;
-        }
-    }
-
-    /// A frame that was heard before is heard again: by the same life, over the link to whoever said it, or, if it
-    /// carried entries, as a repair from somebody else.
-    fn replay(&mut self) -> Held {
-        if self.recorded.is_empty() {
-            return Ok(());
-        }
-        let at = self.dice.below(self.recorded.len() as u64) as usize;
-        let Recorded { listener, life, speaker, ref frame } = self.recorded[at];
-        let mut frame = frame.clone();
-        if self.hosts[listener].lives != life {
-            return Ok(());
-        }
-        let mut from = speaker;
-        let mut entries = false;
-        if let Ok(Message::Batch(batch)) = wire::decode(frame.topic.as_bytes(), &frame.body) {
-            entries = true;
-            let others: Vec<Run> = self.links[listener].iter().flatten().map(|link| link.speaker).collect();
-            if self.dice.chance(500) && !others.is_empty() {
-                from = others[self.dice.below(others.len() as u64) as usize];
-                let (origin, first, through) = (batch.origin(), batch.first(), batch.last());
-                let batches = vec![batch.bytes().clone()];
-                let repair = Repair { origin, first, from: first, through, batches };
-                frame = Frame { topic: wire::topic_to(origin), body: wire::encode(&Message::Repair(repair)) };
-            }
-        }
-        let linked = self.links[listener].iter().flatten().any(|link| link.speaker == from && link.open);
-        if !linked {
-            return Ok(());
-        }
-        self.counts.replays += 1;
-        let picture = |world: &World| {
-            world.hosts[listener].life.as_ref().map(|life| (check::fingerprint(&life.replica), life.given.count()))
-        };
-        let before = picture(self);
-        self.hear(listener, from, frame)?;
-        if entries && picture(self) != before {
-            return Err(format!("{listener} took an old frame of {from:?} for new"));
-        }
-        Ok(())
-    }
-
-    fn wall(&self, from: usize, to: usize) -> Option<WallMode> {
-        let hit = |wall: &&Wall| wall.from >> from & 1 == 1 && wall.to >> to & 1 == 1;
-        self.walls.iter().find(hit).map(|wall| wall.mode)
-    }
-
-    fn wall_up(&mut self) {
-        let all = (1u64 << self.hosts.len()) - 1;
-        let group = self.dice.draw() & all;
-        let one_way = self.dice.chance(300);
-        let mode = [WallMode::Drop, WallMode::Hold, WallMode::Cut][self.dice.below(3) as usize];
-        let until =
-            self.now + [self.dice.range(500, 5_000), self.dice.range(5_000, 60_000)][self.dice.below(2) as usize];
-        self.counts.partitions += 1;
-        self.counts.one_way += u64::from(one_way);
-        self.walls.push(Wall { from: group, to: all & !group, until, mode });
-        if !one_way {
-            self.walls.push(Wall { from: all & !group, to: group, until, mode });
-        }
-        if mode == WallMode::Cut {
-            let hosts = self.hosts.len();
-            for (listener, speaker) in (0..hosts).flat_map(|a| (0..hosts).map(move |b| (a, b))) {
-                if self.wall(listener, speaker).is_some() || self.wall(speaker, listener).is_some() {
-                    self.cut(listener, speaker, (100, 15_000));
-                }
-            }
-        }
-        self.at(until, Event::WallsDown);
-    }
-
-    fn walls_down(&mut self) {
-        let now = self.now;
-        self.walls.retain(|wall| wall.until > now);
-        for listener in 0..self.hosts.len() {
-            for speaker in 0..self.hosts.len() {
-                if self.wall(speaker, listener).is_some() {
-                    continue;
-                }
-                let Some(link) = &mut self.links[listener][speaker] else { continue };
-                for frame in std::mem::take(&mut link.held) {
-                    self.transmit(listener, speaker, frame);
-                }
-            }
-        }
     }
 }
 
