@@ -1,5 +1,8 @@
 //! Two or three replicas by hand: each rule of the core as a short story.
 
+// Helpers of tests fail as tests do.
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 

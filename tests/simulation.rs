@@ -2,6 +2,9 @@
 //!
 //! `SEEDS=n` plays that many instead of 2,000; `FIRST=n` begins there; `SEED=n` plays one and shows what happened.
 
+// Helpers of tests fail as tests do.
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::Mutex;

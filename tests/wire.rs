@@ -1,5 +1,8 @@
 //! What goes over the wire, byte for byte: golden bytes, and that no bytes at all do harm.
 
+// Helpers of tests fail as tests do.
+#![allow(clippy::unwrap_used)]
+
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
 use proptest::collection::vec;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::batch::{Author, Batch, Draft};
 use super::clock::{Mono, Now};
 use super::event::{Missing, Notice, To};
-use super::liveness::Status;
+use super::liveness::{Peer, Status};
 use super::message::{Message, Repair, Request};
 use super::ranges::RangeSet;
 use super::{Mutant, Replica};
@@ -179,11 +179,10 @@ impl Replica {
         let Some(flight) = self.repairs.answered(now.mono, from, origin, first, through, bytes) else { return };
         self.unplanned = true;
         // What was asked for, is covered by the answer and did not come, this peer does not have.
-        if let (Some(stream), Some(peer)) = (self.streams.get(&origin), self.peers.get_mut(&from)) {
-            if let Some(holds) = peer.holds.get_mut(&origin) {
-                for (first, last) in stream.seen.missing(part.max(flight.first), through.min(flight.last)) {
-                    holds.held.remove(first, last);
-                }
+        let holds = self.peers.get_mut(&from).and_then(|peer| peer.holds.get_mut(&origin));
+        if let (Some(stream), Some(holds)) = (self.streams.get(&origin), holds) {
+            for (first, last) in stream.seen.missing(part.max(flight.first), through.min(flight.last)) {
+                holds.held.remove(first, last);
             }
         }
         self.look_for_holes(origin);
@@ -195,8 +194,9 @@ impl Replica {
             return;
         }
         let mut done = Vec::new();
+        let mut free = self.may_ask();
         for origin in self.lacking.clone() {
-            if self.repairs.flights.len() >= REQUESTS_MAX {
+            if !free {
                 break;
             }
             if self.repairs.not_before(origin, now.mono).is_some() {
@@ -213,7 +213,8 @@ impl Replica {
                     let Some((source, first, last)) = self.choose(origin, first, last) else { break };
                     from = last.next();
                     self.ask(now, source, origin, first, last);
-                    if self.repairs.flights.len() >= REQUESTS_MAX || from == last {
+                    free = self.may_ask();
+                    if !free || from == last {
                         break;
                     }
                 }
@@ -224,14 +225,23 @@ impl Replica {
         }
     }
 
+    /// Whether there is anybody to ask.
+    fn may_ask(&self) -> bool {
+        self.repairs.flights.len() < REQUESTS_MAX && self.peers.iter().any(|(run, peer)| self.is_free(*run, peer))
+    }
+
+    /// Whether this peer may be asked for more.
+    fn is_free(&self, run: Run, peer: &Peer) -> bool {
+        let askable = peer.is_source() || (peer.live && self.bug(Mutant::OneWayPeerAsked));
+        askable && self.repairs.load(run) < REQUESTS_PER_PEER_MAX
+    }
+
     /// A peer that has the beginning of `first..=last`, or what comes next in it, and the stretch to ask it for.
     fn choose(&mut self, origin: Run, first: Seq, last: Seq) -> Option<(Run, Seq, Seq)> {
-        let one_way = self.bug(Mutant::OneWayPeerAsked);
         let failed = self.repairs.failed_last(origin);
         let mut best: Vec<(Run, Seq, Seq)> = Vec::new();
         for (run, peer) in &self.peers {
-            let askable = peer.is_source() || (one_way && peer.live);
-            if !askable || self.repairs.load(*run) >= REQUESTS_PER_PEER_MAX {
+            if !self.is_free(*run, peer) {
                 continue;
             }
             let Some(holds) = peer.holds.get(&origin) else { continue };

@@ -279,7 +279,7 @@ impl Plan {
             delay_max_ms: [2, 20, 100][dice.below(3) as usize],
             skew_max_ms: [0, 5_000, 300_000][dice.below(3) as usize],
         };
-        if round % 8 == 0 {
+        if round.is_multiple_of(8) {
             plan.nodes = dice.range(8, 12) as usize;
         }
         match class {
