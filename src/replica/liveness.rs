@@ -204,8 +204,8 @@ impl Replica {
 
     /// Whom to ask, and how far an origin's own word reaches, depends on who is heard: looks at every stream again.
     pub(super) fn reconsider(&mut self) {
-        self.unplanned = true;
         self.lacking.extend(self.streams.keys().copied().filter(|origin| *origin != self.me));
+        self.unplanned.clone_from(&self.lacking);
     }
 
     pub(super) fn forget_peers(&mut self, now: Now) {

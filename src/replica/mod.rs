@@ -62,8 +62,8 @@ pub struct Replica {
     repairs: Repairs,
     /// Streams of which something is missing.
     lacking: BTreeSet<Run>,
-    /// Something happened since requests were last planned that may let another go out.
-    unplanned: bool,
+    /// Those of `lacking` that something happened to since requests were last planned.
+    unplanned: BTreeSet<Run>,
     /// Streams in which something waits for what is missing before it.
     waiting: BTreeSet<Run>,
     /// Streams whose ranges changed since they were last listed in a heartbeat.
@@ -160,7 +160,7 @@ impl Replica {
             peers: BTreeMap::new(),
             repairs: Repairs::default(),
             lacking: BTreeSet::new(),
-            unplanned: false,
+            unplanned: BTreeSet::new(),
             waiting: BTreeSet::new(),
             moved: VecDeque::new(),
             settled: 0,
@@ -387,7 +387,7 @@ impl Replica {
         if let Some(stream) = self.streams.remove(&run) {
             self.runs.remove(&stream.hash);
         }
-        for set in [&mut self.lacking, &mut self.waiting] {
+        for set in [&mut self.lacking, &mut self.unplanned, &mut self.waiting] {
             set.remove(&run);
         }
         self.moved.retain(|moved| *moved != run);
@@ -501,7 +501,7 @@ impl Replica {
         }
         if origin != self.me && !stream.missing(self.limit(origin)).is_empty() {
             self.lacking.insert(origin);
-            self.unplanned = true;
+            self.unplanned.insert(origin);
         } else {
             self.lacking.remove(&origin);
         }
@@ -531,7 +531,7 @@ impl Replica {
                 self.repairs.give_up(now.mono, None, jitter);
             }
             self.speak(now);
-            self.unplanned = true;
+            self.unplanned.clone_from(&self.lacking);
         }
         self.plan(now);
         self.deadline = self.next_deadline(now);

@@ -66,6 +66,11 @@ impl Repairs {
         self.flights.iter().filter(|flight| flight.source == source).count()
     }
 
+    /// Whether somebody is asked for as much as may be at once.
+    pub fn is_busy(&self) -> bool {
+        self.flights.iter().any(|flight| self.load(flight.source) >= REQUESTS_PER_PEER_MAX)
+    }
+
     /// Whether `origin` may be asked for by now; else when.
     pub fn not_before(&self, origin: Run, now: Mono) -> Option<Mono> {
         self.backoff.get(&origin).map(|(_, at, _)| *at).filter(|at| *at > now)
@@ -177,7 +182,6 @@ impl Replica {
             }
         }
         let Some(flight) = self.repairs.answered(now.mono, from, origin, first, through, bytes) else { return };
-        self.unplanned = true;
         // What was asked for, is covered by the answer and did not come, this peer does not have.
         let holds = self.peers.get_mut(&from).and_then(|peer| peer.holds.get_mut(&origin));
         if let (Some(stream), Some(holds)) = (self.streams.get(&origin), holds) {
@@ -190,39 +194,41 @@ impl Replica {
 
     /// Asks for what is missing, as far as somebody has it and requests are left.
     pub(super) fn plan(&mut self, now: Now) {
-        if !std::mem::take(&mut self.unplanned) || self.lacking.is_empty() {
-            return;
-        }
-        let mut done = Vec::new();
+        let mut later = Vec::new();
         let mut free = self.may_ask();
-        for origin in self.lacking.clone() {
-            if !free {
-                break;
-            }
+        while let Some(origin) = self.unplanned.first().copied().filter(|_| free) {
+            self.unplanned.remove(&origin);
             if self.repairs.not_before(origin, now.mono).is_some() {
+                later.push(origin);
                 continue;
             }
             let missing =
                 self.streams.get(&origin).map(|stream| stream.missing(self.limit(origin))).unwrap_or_default();
             if missing.is_empty() {
-                done.push(origin);
+                self.lacking.remove(&origin);
             }
+            let mut wanting = false;
             for (first, last) in missing {
                 let mut from = first;
-                while let Some((first, last)) = self.repairs.unasked(origin, from, last) {
-                    let Some((source, first, last)) = self.choose(origin, first, last) else { break };
+                while let Some((first, last)) = self.repairs.unasked(origin, from, last).filter(|_| free) {
+                    let Some((source, first, last)) = self.choose(origin, first, last) else {
+                        wanting = true;
+                        break;
+                    };
                     from = last.next();
                     self.ask(now, source, origin, first, last);
                     free = self.may_ask();
-                    if !free || from == last {
+                    if from == last {
                         break;
                     }
                 }
             }
+            // Whoever has it may only be busy; what nobody has is looked at again when somebody says so.
+            if !free || (wanting && self.repairs.is_busy()) {
+                later.push(origin);
+            }
         }
-        for origin in done {
-            self.lacking.remove(&origin);
-        }
+        self.unplanned.extend(later);
     }
 
     /// Whether there is anybody to ask.

@@ -151,6 +151,8 @@ impl Replica {
             self.notify(Notice::OwnRunElsewhere(EntryId { run: self.me, seq: top }));
             return;
         }
+        // Nobody says more than this of his own accord, and nobody has us remember more.
+        holds.held = highest(holds.held);
         if self.bug(Mutant::FloorTreatedAsHeld) {
             holds.held.insert(Seq(1), holds.floor);
         }
@@ -241,7 +243,7 @@ impl Replica {
     fn holding(&self, now: Now, run: Run) -> Option<Holding> {
         let stream = self.streams.get(&run)?;
         let over = run != self.me && self.is_over(now, run);
-        Some(Holding { run, floor: stream.floor, held: highest(&stream.have), newest: stream.newest, over })
+        Some(Holding { run, floor: stream.floor, held: highest(stream.have.clone()), newest: stream.newest, over })
     }
 
     fn hear_digest(&mut self, now: Now, from: Run, digest: Digest) {
@@ -332,7 +334,7 @@ impl Replica {
         let mut bytes = 0;
         while let Some(run) = self.moved.front() {
             let Some(stream) = self.streams.get(run) else { break };
-            let held = highest(&stream.have);
+            let held = highest(stream.have.clone());
             bytes += 24 + 18 * held.ranges_len();
             if bytes > MARK_BYTES_MAX {
                 break;
@@ -379,9 +381,9 @@ impl Replica {
 }
 
 /// The highest ranges of a set, as many as a message takes.
-fn highest(set: &RangeSet) -> RangeSet {
+fn highest(set: RangeSet) -> RangeSet {
     if set.ranges_len() <= RANGES_MAX {
-        return set.clone();
+        return set;
     }
     set.iter().rev().take(RANGES_MAX).collect()
 }
