@@ -62,9 +62,15 @@ impl Replica {
             goodbye = stream.goodbye;
         }
         let Some(peer) = self.peer(now, from) else { return };
+        // Whoever asks us or answers us has heard us: its hello may have been lost.
+        let hears_us = matches!(
+            message,
+            Message::DigestRequest(_) | Message::Digest(_) | Message::Request(_) | Message::Repair(_)
+        );
         // After its goodbye only its last words may still come.
         if !goodbye {
             peer.heard_at = Some(now.mono);
+            peer.hears_us |= hears_us;
             let first_word = !std::mem::replace(&mut peer.live, true);
             self.judge(now, from);
             if first_word {

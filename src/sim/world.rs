@@ -234,8 +234,12 @@ impl World {
     /// Plays the busy phase, then peace until everybody has everything, then silence.
     pub fn play(&mut self) -> Held {
         self.play_until(self.plan.busy_ms)?;
-        let last_wall = self.walls.iter().map(|wall| wall.until).max().unwrap_or(0);
-        self.play_until(last_wall)?;
+        // Walls still have to fall, and whoever is to come back has to be there.
+        let walls = self.walls.iter().map(|wall| wall.until);
+        let starts =
+            self.queue.iter().filter(|(_, event)| matches!(event, Event::Start { .. })).map(|((at, _), _)| *at);
+        let end = walls.chain(starts).max().unwrap_or(0);
+        self.play_until(end)?;
         self.peace = true;
         let peace = self.now;
         loop {
