@@ -16,7 +16,7 @@ use bytes::Bytes;
 use crate::id::{Epoch, NodeId, Run, RunHash, Seq};
 use crate::replica::batch::{Batch, BatchError};
 use crate::replica::clock::Hlc;
-use crate::replica::message::{Heartbeat, Hello, Holding, Mark, Message, Repair, Request};
+use crate::replica::message::{Digest, Heartbeat, Hello, Holding, Mark, Message, Repair, Request};
 use crate::replica::ranges::RangeSet;
 
 /// The version byte of this node's messages.
@@ -82,9 +82,9 @@ enum WireMessage<'a> {
     Hello { name: &'a str, endpoints: Vec<SocketAddr>, hears: Vec<u64>, knows: Vec<(WireRun, Vec<SocketAddr>)> },
     Goodbye { sent: u64 },
     DigestRequest { runs: Vec<u64> },
-    Digest { holdings: Vec<(WireRun, u64, WireRanges, u64, bool)> },
+    Digest { holdings: Vec<(WireRun, u64, WireRanges, u64, bool)>, all: bool },
     Request { origin: WireRun, first: u64, last: u64, bytes_max: u32 },
-    Repair { origin: WireRun, first: u64, through: u64, batches: Vec<&'a [u8]> },
+    Repair { origin: WireRun, first: u64, from: u64, through: u64, batches: Vec<&'a [u8]> },
     Ping(u64),
     Pong(u64),
 }
@@ -106,21 +106,24 @@ pub fn encode(message: &Message) -> Bytes {
         },
         Message::Goodbye(sent) => WireMessage::Goodbye { sent: sent.0 },
         Message::DigestRequest(runs) => WireMessage::DigestRequest { runs: runs.iter().map(|hash| hash.0).collect() },
-        Message::Digest(holdings) => WireMessage::Digest {
-            holdings: holdings
+        Message::Digest(digest) => WireMessage::Digest {
+            holdings: digest
+                .holdings
                 .iter()
                 .map(|holding| {
                     let Holding { run, floor, held, newest, over } = holding;
                     (wire_run(*run), floor.0, ranges(held), newest.0, *over)
                 })
                 .collect(),
+            all: digest.all,
         },
         Message::Request(Request { origin, first, last, bytes_max }) => {
             WireMessage::Request { origin: wire_run(*origin), first: first.0, last: last.0, bytes_max: *bytes_max }
         }
-        Message::Repair(Repair { origin, first, through, batches }) => WireMessage::Repair {
+        Message::Repair(Repair { origin, first, from, through, batches }) => WireMessage::Repair {
             origin: wire_run(*origin),
             first: first.0,
+            from: from.0,
             through: through.0,
             batches: batches.iter().map(|batch| &batch[..]).collect(),
         },
@@ -173,8 +176,8 @@ pub fn decode(topic: &[u8], body: &Bytes) -> Result<Message, WireError> {
         }),
         WireMessage::Goodbye { sent } => Message::Goodbye(Seq(sent)),
         WireMessage::DigestRequest { runs } => Message::DigestRequest(runs.into_iter().map(RunHash).collect()),
-        WireMessage::Digest { holdings } => Message::Digest(
-            holdings
+        WireMessage::Digest { holdings, all } => Message::Digest(Digest {
+            holdings: holdings
                 .into_iter()
                 .map(|(run, floor, held, newest, over)| Holding {
                     run: from_wire_run(run),
@@ -184,13 +187,15 @@ pub fn decode(topic: &[u8], body: &Bytes) -> Result<Message, WireError> {
                     over,
                 })
                 .collect(),
-        ),
+            all,
+        }),
         WireMessage::Request { origin, first, last, bytes_max } => {
             Message::Request(Request { origin: from_wire_run(origin), first: Seq(first), last: Seq(last), bytes_max })
         }
-        WireMessage::Repair { origin, first, through, batches } => Message::Repair(Repair {
+        WireMessage::Repair { origin, first, from, through, batches } => Message::Repair(Repair {
             origin: from_wire_run(origin),
             first: Seq(first),
+            from: Seq(from),
             through: Seq(through),
             batches: batches.into_iter().map(|batch| body.slice_ref(batch)).collect(),
         }),

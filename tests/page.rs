@@ -13,7 +13,8 @@ use common::{Hubless, Place, eventually};
 fn two_browsers_chat_and_lose_nothing() {
     let options = ["--listen", "127.0.0.1:0", "--no-mdns", "--http", "127.0.0.1:0"];
     let one = Hubless::start(&Place::Here, &[&options[..], &["--name", "one"]].concat());
-    let other = Hubless::start(&Place::Here, &[&options[..], &["--name", "other", "--connect", &one.listen()]].concat());
+    let other =
+        Hubless::start(&Place::Here, &[&options[..], &["--name", "other", "--connect", &one.listen()]].concat());
     eventually(Duration::from_secs(10), "both nodes are up to each other", || {
         [&one, &other].iter().all(|node| node.peers().iter().any(|peer| peer["state"] == "up"))
     });

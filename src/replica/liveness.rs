@@ -7,8 +7,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::clock::Mono;
+use super::clock::{Mono, Now};
+use super::event::Notice;
 use super::ranges::RangeSet;
+use super::{Mutant, PEERS_MAX, Replica};
 use crate::id::{Run, RunHash, Seq};
 
 /// Not heard for so long: suspect.
@@ -65,9 +67,11 @@ pub struct Peer {
     pub(crate) greeted: u32,
     /// Beats running in which its settled hash differed from ours.
     pub(crate) differed: u32,
-    /// When its digest was last asked for because of that, and for which pair of hashes.
+    /// When its digest was last asked for, and for which pair of hashes.
     pub(crate) asked_at: Option<Mono>,
     pub(crate) asked_for: (u64, u64),
+    /// The pair of hashes about which it has told all that it holds.
+    pub(crate) told_for: Option<(u64, u64)>,
     /// When it was last told all that we hold.
     pub(crate) answered_at: Option<Mono>,
 }
@@ -101,6 +105,7 @@ impl Peer {
             differed: 0,
             asked_at: None,
             asked_for: (0, 0),
+            told_for: None,
             answered_at: None,
         }
     }
@@ -111,7 +116,7 @@ impl Peer {
         match silent {
             _ if self.gone => Status::Down,
             None if self.called => Status::OneWay,
-            None => self.status,
+            None => Status::New,
             Some(silent) if silent >= DOWN_AFTER => Status::Down,
             Some(silent) if silent >= SUSPECT_AFTER => Status::Suspect,
             Some(_) if !self.live => self.status,
@@ -132,6 +137,81 @@ impl Peer {
 
     /// Whether requests may go to it.
     pub(crate) fn is_source(&self) -> bool {
-        self.status == Status::Up
+        self.status == Status::Up && self.live
+    }
+}
+
+impl Replica {
+    pub(super) fn link_up(&mut self, now: Now, run: Run, address: SocketAddr) {
+        let goodbye = self.streams.get(&run).is_some_and(|stream| stream.goodbye);
+        let Some(peer) = self.peer(now, run) else { return };
+        peer.address = Some(address);
+        (peer.linked, peer.live, peer.told_all, peer.gone) = (true, false, false, goodbye);
+    }
+
+    /// The record of a peer, made if there is room for it.
+    pub(super) fn peer(&mut self, now: Now, run: Run) -> Option<&mut Peer> {
+        if run == self.me {
+            return None;
+        }
+        if !self.peers.contains_key(&run) {
+            if self.peers.len() >= PEERS_MAX {
+                let dead = self.peers.iter().filter(|(_, peer)| {
+                    matches!(peer.status, Status::Down | Status::New) && !peer.linked && !peer.called
+                });
+                let oldest = dead.min_by_key(|(_, peer)| peer.status_at).map(|(run, _)| *run)?;
+                self.peers.remove(&oldest);
+            }
+            self.peers.insert(run, Peer::new(now.mono, run.hash()));
+        }
+        self.peers.get_mut(&run)
+    }
+
+    /// Draws the status of a peer from what was heard, and tells of a change.
+    pub(super) fn judge(&mut self, now: Now, run: Run) {
+        let Some(peer) = self.peers.get_mut(&run) else { return };
+        let status = peer.judge(now.mono);
+        if status == peer.status {
+            return;
+        }
+        peer.status = status;
+        peer.status_at = now.mono;
+        if status == Status::Down {
+            let heard = peer.live;
+            (peer.hears_us, peer.live) = (false, false);
+            peer.holds.clear();
+            if heard {
+                self.greet_soon(now);
+            }
+        }
+        if status == Status::Up {
+            self.reconsider();
+            self.ask_for_all(now, run);
+        } else {
+            self.desert(now, run);
+        }
+        self.notify(Notice::Peer(run));
+    }
+
+    /// Nothing is to be had from this peer for now: asks others for what it was asked for.
+    pub(super) fn desert(&mut self, now: Now, run: Run) {
+        if !self.bug(Mutant::DeadSourceForgotten) {
+            let jitter = self.draw();
+            self.repairs.give_up(now.mono, Some(run), jitter);
+        }
+        self.reconsider();
+    }
+
+    /// Whom to ask, and how far an origin's own word reaches, depends on who is heard: looks at every stream again.
+    pub(super) fn reconsider(&mut self) {
+        self.lacking.extend(self.streams.keys().copied().filter(|origin| *origin != self.me));
+        self.unplanned.clone_from(&self.lacking);
+    }
+
+    pub(super) fn forget_peers(&mut self, now: Now) {
+        self.peers.retain(|_, peer| {
+            let dead = matches!(peer.status, Status::Down | Status::New) && !peer.linked && !peer.called;
+            !(dead && now.mono - peer.status_at >= FORGET_AFTER)
+        });
     }
 }

@@ -25,8 +25,8 @@ pub enum Message {
     Goodbye(Seq),
     /// Tell me what you hold of these runs; none named: of all. To one peer.
     DigestRequest(Vec<RunHash>),
-    /// What I hold, or a part of it. To one peer.
-    Digest(Vec<Holding>),
+    /// What I hold. To one peer.
+    Digest(Digest),
     /// Send me these entries. To one peer.
     Request(Request),
     /// The entries asked for, or a part of them. To one peer.
@@ -72,6 +72,15 @@ pub struct Hello {
     pub knows: Vec<(Run, Vec<SocketAddr>)>,
 }
 
+/// What the sender holds, or a part of it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Digest {
+    /// By origin.
+    pub holdings: Vec<Holding>,
+    /// Whether the receiver has been told of all origins with this one.
+    pub all: bool,
+}
+
 /// What the sender holds of one origin, in full.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Holding {
@@ -107,7 +116,9 @@ pub struct Repair {
     pub origin: Run,
     /// The `first` of the request.
     pub first: Seq,
-    /// All that the sender holds of `first..=through` has been sent by now.
+    /// Where this part of the answer begins.
+    pub from: Seq,
+    /// All that the sender holds of `from..=through` is in this part.
     pub through: Seq,
     /// Encoded batches, oldest first.
     pub batches: Vec<Bytes>,

@@ -12,7 +12,7 @@ pub mod event;
 pub mod liveness;
 pub mod message;
 pub mod ranges;
-mod repair;
+pub(crate) mod repair;
 mod speak;
 mod stream;
 pub mod version;
@@ -23,12 +23,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::id::{EntryId, Key, Run, RunHash, Seq};
+use crate::id::{EntryId, Epoch, Key, Run, RunHash, Seq};
 use batch::{Author, Batch, Draft};
 use clock::{Clock, Hlc, Mono, Now};
 use event::{Input, Missing, Notice, Output, Timing, To};
 use liveness::{Peer, Status};
-use message::{Message, Repair};
+use message::Message;
 use repair::Repairs;
 use stream::{Step, Stream, Taken};
 use version::Cursor;
@@ -62,12 +62,18 @@ pub struct Replica {
     repairs: Repairs,
     /// Streams of which something is missing.
     lacking: BTreeSet<Run>,
+    /// Those of `lacking` that something happened to since requests were last planned.
+    unplanned: BTreeSet<Run>,
     /// Streams in which something waits for what is missing before it.
     waiting: BTreeSet<Run>,
     /// Streams whose ranges changed since they were last listed in a heartbeat.
     moved: VecDeque<Run>,
     settled: u64,
     beat_at: Mono,
+    /// When the next beat is due even if there is no news.
+    regular_at: Mono,
+    /// The stream that was listed last in its turn.
+    listed: Run,
     hello_at: Mono,
     deadline: Mono,
     outputs: VecDeque<Output>,
@@ -103,6 +109,17 @@ pub struct Counters {
     pub repaired_bytes: u64,
     /// Digests asked for because hashes differed.
     pub digests: u64,
+}
+
+/// One stream as the simulator sees it.
+#[cfg(feature = "sim")]
+pub(crate) struct Audit<'a> {
+    pub run: Run,
+    pub seen: &'a ranges::RangeSet,
+    pub have: &'a ranges::RangeSet,
+    pub settled: &'a ranges::RangeSet,
+    pub owed: Seq,
+    pub floor: Seq,
 }
 
 /// What became of drafts.
@@ -143,10 +160,13 @@ impl Replica {
             peers: BTreeMap::new(),
             repairs: Repairs::default(),
             lacking: BTreeSet::new(),
+            unplanned: BTreeSet::new(),
             waiting: BTreeSet::new(),
             moved: VecDeque::new(),
             settled: 0,
             beat_at: now.mono + speak::BEAT_EVERY,
+            regular_at: now.mono + speak::BEAT_EVERY,
+            listed: me,
             hello_at: now.mono + speak::HELLO_EVERY,
             deadline: now.mono,
             outputs: VecDeque::new(),
@@ -210,6 +230,7 @@ impl Replica {
                 if let Some(peer) = self.peers.get_mut(&run) {
                     (peer.linked, peer.live) = (false, false);
                     self.greet_soon(now);
+                    self.desert(now, run);
                 }
             }
             Input::Called(run) => {
@@ -306,10 +327,13 @@ impl Replica {
         holders.map(|(run, _)| run.node).collect::<BTreeSet<_>>().len()
     }
 
-    /// Everything seen of each stream, for the simulator: who, what, and what is settled as missing.
+    /// What is known of each stream, for the simulator.
     #[cfg(feature = "sim")]
-    pub(crate) fn audit(&self) -> impl Iterator<Item = (Run, &ranges::RangeSet, &ranges::RangeSet, Seq, Seq)> {
-        self.streams.iter().map(|(run, stream)| (*run, &stream.seen, &stream.settled, stream.owed, stream.floor))
+    pub(crate) fn audit(&self) -> impl Iterator<Item = Audit<'_>> {
+        self.streams.iter().map(|(run, stream)| {
+            let Stream { seen, have, settled, owed, floor, .. } = stream;
+            Audit { run: *run, seen, have, settled, owed: *owed, floor: *floor }
+        })
     }
 
     /// Whether requests are out, for the simulator.
@@ -363,9 +387,10 @@ impl Replica {
         if let Some(stream) = self.streams.remove(&run) {
             self.runs.remove(&stream.hash);
         }
-        for set in [&mut self.lacking, &mut self.waiting] {
+        for set in [&mut self.lacking, &mut self.unplanned, &mut self.waiting] {
             set.remove(&run);
         }
+        self.moved.retain(|moved| *moved != run);
         for peer in self.peers.values_mut() {
             peer.holds.remove(&run);
         }
@@ -374,12 +399,14 @@ impl Replica {
 
     /// Whether nothing more can come from this run itself.
     fn is_over(&self, now: Now, run: Run) -> bool {
-        let live = self.peers.get(&run).is_some_and(|peer| peer.live);
-        !live
-            && self
-                .streams
-                .get(&run)
-                .is_none_or(|stream| stream.goodbye || now.mono - stream.alive_at >= liveness::OVER_AFTER)
+        if self.peers.get(&run).is_some_and(|peer| peer.live) {
+            return false;
+        }
+        let Some(stream) = self.streams.get(&run) else { return true };
+        let silent = now.mono - stream.alive_at;
+        let of_node = |epoch| Run { node: run.node, epoch: Epoch(epoch) };
+        let again = || self.peers.range(of_node(0)..=of_node(u64::MAX)).any(|(_, peer)| peer.live);
+        stream.goodbye || stream.over || silent >= liveness::OVER_AFTER || (silent >= liveness::DOWN_AFTER && again())
     }
 
     fn meet(&mut self, origin: Run, top: Seq, newest: Option<Hlc>) {
@@ -391,9 +418,9 @@ impl Replica {
     /// Takes a batch into the window and hands on what can be delivered.
     fn store(&mut self, now: Now, batch: Batch, repaired: bool) {
         let origin = batch.origin();
-        let (start, horizon, me) = (self.start, self.horizon, self.me);
+        let (start, me) = (self.start, self.me);
         let ahead = batch.hlc_last().wall_ms() > now.wall_ms.saturating_add(AHEAD_MS_REFUSED);
-        let forgotten = !self.streams.contains_key(&origin) && batch.hlc_last() <= horizon;
+        let forgotten = !self.streams.contains_key(&origin) && batch.hlc_last() <= self.horizon;
         if (ahead || forgotten) && !self.bug(Mutant::OldFrameAccepted) {
             self.counters.refused += 1;
             return;
@@ -421,7 +448,7 @@ impl Replica {
                 return;
             }
         }
-        let steps = stream.deliver(now.mono, batch.first(), start);
+        let steps = stream.deliver(batch.first(), start);
         if origin != me {
             self.counters.received += u64::from(batch.count());
             self.counters.received_bytes += bytes;
@@ -474,6 +501,7 @@ impl Replica {
         }
         if origin != self.me && !stream.missing(self.limit(origin)).is_empty() {
             self.lacking.insert(origin);
+            self.unplanned.insert(origin);
         } else {
             self.lacking.remove(&origin);
         }
@@ -487,56 +515,6 @@ impl Replica {
         let live =
             self.peers.get(&origin).is_some_and(|peer| peer.live && matches!(peer.status, Status::Up | Status::OneWay));
         if live { own } else { own.max(stream.top) }
-    }
-
-    fn link_up(&mut self, now: Now, run: Run, address: SocketAddr) {
-        let goodbye = self.streams.get(&run).is_some_and(|stream| stream.goodbye);
-        let Some(peer) = self.peer(now, run) else { return };
-        peer.address = Some(address);
-        (peer.linked, peer.live, peer.told_all, peer.gone) = (true, false, false, goodbye);
-    }
-
-    /// The record of a peer, made if there is room for it.
-    fn peer(&mut self, now: Now, run: Run) -> Option<&mut Peer> {
-        if run == self.me {
-            return None;
-        }
-        if !self.peers.contains_key(&run) {
-            if self.peers.len() >= PEERS_MAX {
-                let dead = self.peers.iter().filter(|(_, peer)| {
-                    matches!(peer.status, Status::Down | Status::New) && !peer.linked && !peer.called
-                });
-                let oldest = dead.min_by_key(|(_, peer)| peer.status_at).map(|(run, _)| *run)?;
-                self.peers.remove(&oldest);
-            }
-            self.peers.insert(run, Peer::new(now.mono, run.hash()));
-        }
-        self.peers.get_mut(&run)
-    }
-
-    /// Draws the status of a peer from what was heard, and tells of a change.
-    fn judge(&mut self, now: Now, run: Run) {
-        let Some(peer) = self.peers.get_mut(&run) else { return };
-        let status = peer.judge(now.mono);
-        if status == peer.status {
-            return;
-        }
-        let was = std::mem::replace(&mut peer.status, status);
-        peer.status_at = now.mono;
-        let lost = matches!(status, Status::Suspect | Status::Down | Status::OneWay);
-        if status == Status::Down {
-            (peer.hears_us, peer.live) = (false, false);
-            peer.holds.clear();
-        }
-        if lost && !self.bug(Mutant::DeadSourceForgotten) {
-            let jitter = self.draw();
-            self.repairs.give_up(now.mono, Some(run), jitter);
-        }
-        if was == Status::Up || status == Status::Up {
-            // Whom to ask, and how far our own word reaches, depends on who is up.
-            self.lacking.extend(self.streams.keys().copied().filter(|origin| *origin != self.me));
-        }
-        self.notify(Notice::Peer(run));
     }
 
     /// Everything that is due by now, and the next deadline.
@@ -553,6 +531,7 @@ impl Replica {
                 self.repairs.give_up(now.mono, None, jitter);
             }
             self.speak(now);
+            self.unplanned.clone_from(&self.lacking);
         }
         self.plan(now);
         self.deadline = self.next_deadline(now);
@@ -570,13 +549,6 @@ impl Replica {
         earliest.max(now.mono + Duration::from_millis(1))
     }
 
-    fn forget_peers(&mut self, now: Now) {
-        self.peers.retain(|_, peer| {
-            let dead = matches!(peer.status, Status::Down | Status::New) && !peer.linked && !peer.called;
-            !(dead && now.mono - peer.status_at >= liveness::FORGET_AFTER)
-        });
-    }
-
     fn give_up_waiting(&mut self, now: Now) {
         let start = self.start;
         let silent = self.bug(Mutant::HoleSkippedSilently);
@@ -589,45 +561,6 @@ impl Replica {
             self.step(origin, steps);
             self.look_for_holes(origin);
         }
-    }
-
-    /// Answers a request with what is held, oldest first.
-    fn serve(&mut self, from: Run, request: message::Request) {
-        let message::Request { origin, first, last, bytes_max } = request;
-        self.counters.served += 1;
-        let batches: Vec<Batch> = match self.streams.get(&origin) {
-            Some(stream) if first <= last => stream.batches(first, last).cloned().collect(),
-            _ => Vec::new(),
-        };
-        let budget = bytes_max.min(repair::REQUEST_BYTES_MAX) as usize;
-        let recut = self.bug(Mutant::BatchRecutOnRepair);
-        let mut answer = Repair { origin, first, through: last, batches: Vec::new() };
-        let (mut total, mut bytes) = (0, 0);
-        let mut cut_at = None;
-        for batch in &batches {
-            if total >= budget {
-                cut_at = Some(Seq(batch.first().0 - 1));
-                break;
-            }
-            let mut encoded = batch.bytes().clone();
-            if recut && batch.count() > 1 {
-                let drafts: Vec<Draft> =
-                    batch.entries().flatten().take(1).map(|entry| Draft::new(entry.room, entry.payload)).collect();
-                let author = Author { origin, name: "", first: batch.first(), hlc: batch.hlc(), previous: [0; 32] };
-                encoded = author.encode(&drafts).bytes().clone();
-            }
-            if bytes > 0 && bytes + encoded.len() > speak::REPAIR_BYTES_MAX {
-                answer.through = Seq(batch.first().0 - 1).max(first);
-                let part = std::mem::replace(&mut answer, Repair { origin, first, through: last, batches: Vec::new() });
-                self.send(To::One(from), Message::Repair(part));
-                bytes = 0;
-            }
-            total += encoded.len();
-            bytes += encoded.len();
-            answer.batches.push(encoded);
-        }
-        answer.through = cut_at.unwrap_or(last).max(first);
-        self.send(To::One(from), Message::Repair(answer));
     }
 
     fn send(&mut self, to: To, message: Message) {
@@ -682,6 +615,21 @@ pub enum Mutant {
     BatchRecutOnRepair,
     /// What is below a peer's floor is taken for held by it.
     FloorTreatedAsHeld,
+}
+
+impl Mutant {
+    /// All of them.
+    pub const ALL: [Mutant; 9] = [
+        Mutant::HoleSkippedSilently,
+        Mutant::OldFrameAccepted,
+        Mutant::DeadSourceForgotten,
+        Mutant::StashUnbounded,
+        Mutant::DigestOnEveryBeat,
+        Mutant::GoodbyeIgnored,
+        Mutant::OneWayPeerAsked,
+        Mutant::BatchRecutOnRepair,
+        Mutant::FloorTreatedAsHeld,
+    ];
 }
 
 fn says_the_same(one: &Draft, other: &Draft) -> bool {

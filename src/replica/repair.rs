@@ -1,12 +1,19 @@
 //! What was asked for and has not come yet.
 //!
-//! One request out for each range; a request that brings nothing within its time-out is given up, and its range is asked
-//! of another peer after a back-off with jitter.
+//! Also what is asked next, how others are served, and when something counts as gone. One request out for each range; a
+//! request that brings nothing within its time-out is given up, and its range is asked of another peer after a back-off
+//! with jitter.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::clock::Mono;
+use super::batch::{Author, Batch, Draft};
+use super::clock::{Mono, Now};
+use super::event::{Missing, Notice, To};
+use super::liveness::{Peer, Status};
+use super::message::{Message, Repair, Request};
+use super::ranges::RangeSet;
+use super::{Mutant, Replica};
 use crate::id::{Run, Seq};
 
 /// A request asks for at most so many bytes.
@@ -17,6 +24,12 @@ pub const REQUESTS_PER_PEER_MAX: usize = 2;
 pub const REQUESTS_MAX: usize = 16;
 /// A request that brought nothing for so long is given up.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
+/// What nobody has for this long is missing for good.
+const LOST_AFTER: Duration = Duration::from_secs(10);
+/// Seqs in one request, so that a long repair is spread over peers.
+const REQUEST_SEQS_MAX: u64 = 16 * 1024;
+/// Bytes of batches in one repair message, unless one batch alone is larger.
+const REPAIR_BYTES_MAX: usize = 47 * 1024;
 const BACKOFF_MS_MIN: u64 = 100;
 const BACKOFF_MS_MAX: u64 = 2_000;
 
@@ -41,7 +54,7 @@ pub(crate) struct Repairs {
 impl Repairs {
     /// What of `first..=last` of `origin` is not asked for yet: the first such stretch.
     pub fn unasked(&self, origin: Run, first: Seq, last: Seq) -> Option<(Seq, Seq)> {
-        let mut out = super::ranges::RangeSet::new();
+        let mut out = RangeSet::new();
         for flight in self.flights.iter().filter(|flight| flight.origin == origin) {
             out.insert(flight.first, flight.last);
         }
@@ -51,6 +64,11 @@ impl Repairs {
     /// How many requests are out to `source`.
     pub fn load(&self, source: Run) -> usize {
         self.flights.iter().filter(|flight| flight.source == source).count()
+    }
+
+    /// Whether somebody is asked for as much as may be at once.
+    pub fn is_busy(&self) -> bool {
+        self.flights.iter().any(|flight| self.load(flight.source) >= REQUESTS_PER_PEER_MAX)
     }
 
     /// Whether `origin` may be asked for by now; else when.
@@ -109,5 +127,216 @@ impl Repairs {
     pub fn deadline(&self, now: Mono) -> Option<Mono> {
         let flights = self.flights.iter().map(|flight| flight.deadline);
         flights.chain(self.backoff.values().map(|(_, at, _)| *at).filter(|at| *at > now)).min()
+    }
+}
+
+impl Replica {
+    /// Answers a request with what is held, oldest first.
+    pub(super) fn serve(&mut self, from: Run, request: Request) {
+        let Request { origin, first, last, bytes_max } = request;
+        self.counters.served += 1;
+        let batches: Vec<Batch> = match self.streams.get(&origin) {
+            Some(stream) if first <= last => stream.batches(first, last).cloned().collect(),
+            _ => Vec::new(),
+        };
+        let budget = bytes_max.min(REQUEST_BYTES_MAX) as usize;
+        let recut = self.bug(Mutant::BatchRecutOnRepair);
+        let mut answer = Repair { origin, first, from: first, through: last, batches: Vec::new() };
+        let (mut total, mut bytes) = (0, 0);
+        let mut cut_at = None;
+        for batch in &batches {
+            if total >= budget {
+                cut_at = Some(Seq(batch.first().0 - 1));
+                break;
+            }
+            let mut encoded = batch.bytes().clone();
+            if recut && batch.count() > 1 {
+                let drafts: Vec<Draft> =
+                    batch.entries().flatten().take(1).map(|entry| Draft::new(entry.room, entry.payload)).collect();
+                let author = Author { origin, name: "", first: batch.first(), hlc: batch.hlc(), previous: [0; 32] };
+                encoded = author.encode(&drafts).bytes().clone();
+            }
+            if bytes > 0 && bytes + encoded.len() > REPAIR_BYTES_MAX {
+                answer.through = Seq(batch.first().0 - 1).max(first);
+                let rest = Repair { from: answer.through.next(), batches: Vec::new(), ..answer };
+                let part = std::mem::replace(&mut answer, rest);
+                self.send(To::One(from), Message::Repair(part));
+                bytes = 0;
+            }
+            total += encoded.len();
+            bytes += encoded.len();
+            answer.batches.push(encoded);
+        }
+        answer.through = cut_at.unwrap_or(last).max(first);
+        self.send(To::One(from), Message::Repair(answer));
+    }
+
+    pub(super) fn hear_repair(&mut self, now: Now, from: Run, repair: Repair) {
+        let Repair { origin, first, from: part, through, batches } = repair;
+        let mut bytes = 0;
+        for encoded in batches {
+            bytes += encoded.len() as u64;
+            match Batch::parse(encoded) {
+                Ok(batch) if batch.origin() == origin => self.store(now, batch, true),
+                _ => self.counters.conflicts += 1,
+            }
+        }
+        let Some(flight) = self.repairs.answered(now.mono, from, origin, first, through, bytes) else { return };
+        // What was asked for, is covered by the answer and did not come, this peer does not have.
+        let holds = self.peers.get_mut(&from).and_then(|peer| peer.holds.get_mut(&origin));
+        if let (Some(stream), Some(holds)) = (self.streams.get(&origin), holds) {
+            for (first, last) in stream.seen.missing(part.max(flight.first), through.min(flight.last)) {
+                holds.held.remove(first, last);
+            }
+        }
+        self.look_for_holes(origin);
+    }
+
+    /// Asks for what is missing, as far as somebody has it and requests are left.
+    pub(super) fn plan(&mut self, now: Now) {
+        let mut later = Vec::new();
+        let mut free = self.may_ask();
+        while let Some(origin) = self.unplanned.first().copied().filter(|_| free) {
+            self.unplanned.remove(&origin);
+            if self.repairs.not_before(origin, now.mono).is_some() {
+                later.push(origin);
+                continue;
+            }
+            let missing =
+                self.streams.get(&origin).map(|stream| stream.missing(self.limit(origin))).unwrap_or_default();
+            if missing.is_empty() {
+                self.lacking.remove(&origin);
+            }
+            let mut wanting = false;
+            for (first, last) in missing {
+                let mut from = first;
+                while let Some((first, last)) = self.repairs.unasked(origin, from, last).filter(|_| free) {
+                    let Some((source, first, last)) = self.choose(origin, first, last) else {
+                        wanting = true;
+                        break;
+                    };
+                    from = last.next();
+                    self.ask(now, source, origin, first, last);
+                    free = self.may_ask();
+                    if from == last {
+                        break;
+                    }
+                }
+            }
+            // Whoever has it may only be busy; what nobody has is looked at again when somebody says so.
+            if !free || (wanting && self.repairs.is_busy()) {
+                later.push(origin);
+            }
+        }
+        self.unplanned.extend(later);
+    }
+
+    /// Whether there is anybody to ask.
+    fn may_ask(&self) -> bool {
+        self.repairs.flights.len() < REQUESTS_MAX && self.peers.iter().any(|(run, peer)| self.is_free(*run, peer))
+    }
+
+    /// Whether this peer may be asked for more.
+    fn is_free(&self, run: Run, peer: &Peer) -> bool {
+        let askable = peer.is_source() || (peer.live && self.bug(Mutant::OneWayPeerAsked));
+        askable && self.repairs.load(run) < REQUESTS_PER_PEER_MAX
+    }
+
+    /// A peer that has the beginning of `first..=last`, or what comes next in it, and the stretch to ask it for.
+    fn choose(&mut self, origin: Run, first: Seq, last: Seq) -> Option<(Run, Seq, Seq)> {
+        let failed = self.repairs.failed_last(origin);
+        let mut best: Vec<(Run, Seq, Seq)> = Vec::new();
+        for (run, peer) in &self.peers {
+            if !self.is_free(*run, peer) {
+                continue;
+            }
+            let Some(holds) = peer.holds.get(&origin) else { continue };
+            let Some((start, end)) =
+                holds.held.iter().find(|(_, end)| *end >= first).filter(|(start, _)| *start <= last)
+            else {
+                continue;
+            };
+            let start = start.max(first);
+            let end = end.min(last).min(Seq(start.0.saturating_add(REQUEST_SEQS_MAX - 1)));
+            if best.first().is_none_or(|other| start < other.1) {
+                best.clear();
+            }
+            if best.first().is_none_or(|other| start == other.1) {
+                best.push((*run, start, end));
+            }
+        }
+        if best.len() > 1 {
+            best.retain(|(run, ..)| Some(*run) != failed);
+        }
+        let pick = self.draw() as usize % best.len().max(1);
+        best.get(pick).copied()
+    }
+
+    fn ask(&mut self, now: Now, source: Run, origin: Run, first: Seq, last: Seq) {
+        self.counters.requests += 1;
+        self.repairs.flights.push(Flight {
+            source,
+            origin,
+            first,
+            last,
+            bytes: 0,
+            deadline: now.mono + REQUEST_TIMEOUT,
+        });
+        let request = Request { origin, first, last, bytes_max: REQUEST_BYTES_MAX };
+        self.send(To::One(source), Message::Request(request));
+    }
+
+    /// Settles what nobody has: its run is over, or says itself that it lacks it, and every peer that is up has said so.
+    pub(super) fn look_for_lost(&mut self, now: Now) {
+        let up = || self.peers.values().filter(|peer| peer.status == Status::Up);
+        if up().any(|peer| !peer.told_all) {
+            return;
+        }
+        let mut lost = Vec::new();
+        for origin in &self.lacking {
+            let Some(stream) = self.streams.get(origin) else { continue };
+            let own = self.peers.get(origin).filter(|peer| peer.status == Status::Up);
+            let own_word = own.and_then(|peer| peer.holds.get(origin));
+            if own_word.is_none() && !self.is_over(now, *origin) {
+                continue;
+            }
+            let floor = up().filter_map(|peer| Some(peer.holds.get(origin)?.floor)).max().unwrap_or_default();
+            // Only a hole is settled, and what was let go: a tail that nobody has just waits.
+            let limit = stream.seen.top().max(floor);
+            let mut nobody: RangeSet = stream.missing(limit).into_iter().collect();
+            for holds in up().filter_map(|peer| peer.holds.get(origin)) {
+                nobody = nobody.without(&holds.held);
+            }
+            lost.push((*origin, nobody, floor));
+        }
+        for (origin, nobody, floor) in lost {
+            let start = self.start;
+            let Some(stream) = self.streams.get_mut(&origin) else { continue };
+            // What is settled was with nobody all the time, not only now.
+            let (since, always) = &mut stream.lost;
+            *always = always.without(&always.without(&nobody));
+            if always.is_empty() {
+                (*since, *always) = (now.mono, nobody);
+                continue;
+            }
+            if now.mono - *since < LOST_AFTER {
+                continue;
+            }
+            let settled = std::mem::take(always);
+            for (first, last) in settled.iter() {
+                let steps = stream.settle(first, last, start);
+                let missing = (last.0 + 1).saturating_sub(first.max(stream.owed).0);
+                if missing > 0 {
+                    let reason = if last <= floor { Missing::Expired } else { Missing::Lost };
+                    self.counters.missing += missing;
+                    self.outputs.push_back(super::Output::Notify(Notice::Gap { origin, missing, reason }));
+                }
+                self.outputs.extend(steps.into_iter().filter_map(|step| match step {
+                    super::Step::Deliver(batch, how) => Some(super::Output::Deliver { batch, how }),
+                    super::Step::Gap(_) => None,
+                }));
+            }
+            self.look_for_holes(origin);
+        }
     }
 }

@@ -1,15 +1,15 @@
 //! What a replica says of itself and makes of what it hears: heartbeats, hellos, digests, requests.
 
 use std::net::SocketAddr;
+use std::ops::Bound;
 use std::time::Duration;
 
-use super::batch::Batch;
-use super::clock::{Mono, Now};
-use super::event::{Missing, Notice, To};
-use super::liveness::{Holds, Status};
-use super::message::{Heartbeat, Hello, Holding, Mark, Message, Repair, Request};
+use super::batch::{Batch, NAME_BYTES_MAX};
+use super::clock::{Hlc, Mono, Now};
+use super::event::{Notice, To};
+use super::liveness::Holds;
+use super::message::{Digest, Heartbeat, Hello, Holding, Mark, Message};
 use super::ranges::RangeSet;
-use super::repair::{Flight, REQUEST_BYTES_MAX, REQUEST_TIMEOUT, REQUESTS_MAX, REQUESTS_PER_PEER_MAX};
 use super::{Mutant, Replica, mix};
 use crate::id::{EntryId, Run, RunHash, Seq};
 
@@ -33,24 +33,22 @@ const GREETINGS: [Duration; 5] = [
 const SETTLED_AFTER: Duration = Duration::from_secs(10);
 /// A digest is asked of one peer at most this often because hashes differ.
 const DIGEST_EVERY: Duration = Duration::from_secs(10);
+/// Somebody who never told what it holds is asked this often.
+const DIGEST_AGAIN: Duration = Duration::from_secs(2);
 /// All that is held is told to one peer at most this often.
 const DIGEST_ANSWER_EVERY: Duration = Duration::from_millis(500);
-/// What nobody has for this long is missing for good.
-const LOST_AFTER: Duration = Duration::from_secs(10);
 /// Bytes of marks in one heartbeat, estimated high.
 const MARK_BYTES_MAX: usize = 900;
 /// Ranges of one stream in a mark or digest; the highest are kept.
-const RANGES_MAX: usize = 64;
+const RANGES_MAX: usize = 48;
+/// Streams that did not change, in one heartbeat.
+const MARKS_IN_TURN: usize = 4;
 /// Streams in one digest message.
 const HOLDINGS_MAX: usize = 200;
 /// Peers named in one hello.
 const KNOWS_MAX: usize = 64;
 /// Addresses of one peer named in one hello.
 const ADDRESSES_MAX: usize = 8;
-/// Seqs in one request, so that a long repair is spread over peers.
-const REQUEST_SEQS_MAX: u64 = 16 * 1024;
-/// Bytes of batches in one repair message, unless one batch alone is larger.
-pub(crate) const REPAIR_BYTES_MAX: usize = 47 * 1024;
 
 impl Replica {
     /// Takes note of a message.
@@ -58,18 +56,29 @@ impl Replica {
         if from == self.me {
             return;
         }
-        let Some(peer) = self.peer(now, from) else { return };
-        peer.heard_at = Some(now.mono);
-        let first_word = !peer.live;
-        peer.live = true;
+        let mut goodbye = false;
         if let Some(stream) = self.stream(now, from) {
-            stream.alive_at = now.mono;
+            (stream.alive_at, stream.over) = (now.mono, false);
+            goodbye = stream.goodbye;
         }
-        self.judge(now, from);
-        if first_word {
-            self.greet(from);
-            self.greet_soon(now);
-            self.send(To::One(from), Message::DigestRequest(Vec::new()));
+        let Some(peer) = self.peer(now, from) else { return };
+        // Whoever asks us or answers us has heard us: its hello may have been lost.
+        let hears_us = matches!(
+            message,
+            Message::DigestRequest(_) | Message::Digest(_) | Message::Request(_) | Message::Repair(_)
+        );
+        // After its goodbye only its last words may still come.
+        if !goodbye {
+            peer.heard_at = Some(now.mono);
+            peer.hears_us |= hears_us;
+            let first_word = !std::mem::replace(&mut peer.live, true);
+            self.judge(now, from);
+            if first_word {
+                self.greet(from);
+                self.greet_soon(now);
+                self.ask_for_all(now, from);
+                self.reconsider();
+            }
         }
         match message {
             Message::Batch(batch) => self.hear_batch(now, from, batch),
@@ -77,7 +86,7 @@ impl Replica {
             Message::Hello(hello) => self.hear_hello(now, from, hello),
             Message::Goodbye(sent) => self.hear_goodbye(now, from, sent),
             Message::DigestRequest(hashes) => self.answer_digest(now, from, &hashes),
-            Message::Digest(holdings) => self.hear_digest(now, from, holdings),
+            Message::Digest(digest) => self.hear_digest(now, from, digest),
             Message::Request(request) => self.serve(from, request),
             Message::Repair(repair) => self.hear_repair(now, from, repair),
             // Round trips are measured by the event loop.
@@ -120,12 +129,25 @@ impl Replica {
         let mine = self.settled;
         let Some(peer) = self.peers.get_mut(&from) else { return };
         peer.differed = if settled == mine { 0 } else { peer.differed + 1 };
-        let due = peer.asked_at.is_none_or(|at| now.mono - at >= DIGEST_EVERY) && peer.asked_for != (mine, settled);
-        if (peer.differed >= 2 && due) || often {
-            (peer.asked_at, peer.asked_for) = (Some(now.mono), (mine, settled));
+        let since = peer.asked_at.map(|at| now.mono - at);
+        // The answer to the question at the first word may have been lost.
+        let untold = !peer.told_all && since.is_none_or(|since| since >= DIGEST_AGAIN);
+        let differs = peer.differed >= 2
+            && since.is_none_or(|since| since >= DIGEST_EVERY)
+            && peer.told_for != Some((mine, settled));
+        if (peer.is_source() && (untold || differs)) || often {
+            peer.asked_for = (mine, settled);
             self.counters.digests += 1;
-            self.send(To::One(from), Message::DigestRequest(Vec::new()));
+            self.ask_for_all(now, from);
         }
+    }
+
+    /// Asks a peer for all that it holds.
+    pub(super) fn ask_for_all(&mut self, now: Now, run: Run) {
+        if let Some(peer) = self.peers.get_mut(&run) {
+            peer.asked_at = Some(now.mono);
+        }
+        self.send(To::One(run), Message::DigestRequest(Vec::new()));
     }
 
     /// Takes note of what a peer holds of one stream.
@@ -135,6 +157,8 @@ impl Replica {
             self.notify(Notice::OwnRunElsewhere(EntryId { run: self.me, seq: top }));
             return;
         }
+        // Nobody says more than this of his own accord, and nobody has us remember more.
+        holds.held = highest(holds.held);
         if self.bug(Mutant::FloorTreatedAsHeld) {
             holds.held.insert(Seq(1), holds.floor);
         }
@@ -145,7 +169,7 @@ impl Replica {
                 stream.settled.remove(first, last);
             }
         }
-        if let Some(peer) = self.peers.get_mut(&from) {
+        if let Some(peer) = self.peers.get_mut(&from).filter(|peer| peer.live) {
             peer.holds.insert(origin, holds);
         }
         self.look_for_holes(origin);
@@ -155,21 +179,23 @@ impl Replica {
         let Hello { name, endpoints, hears, knows } = hello;
         let me = self.streams[&self.me].hash;
         let Some(peer) = self.peers.get_mut(&from) else { return };
-        let renamed = peer.name != name;
-        peer.name = name;
+        let renamed = peer.name != name && name.len() <= NAME_BYTES_MAX;
+        if renamed {
+            peer.name = name;
+        }
         peer.endpoints = endpoints.into_iter().take(ADDRESSES_MAX).collect();
-        let hears_us = hears.contains(&me);
-        let begins = hears_us && !std::mem::replace(&mut peer.hears_us, hears_us);
+        let heard = std::mem::replace(&mut peer.hears_us, hears.contains(&me));
+        let newly = !heard && peer.hears_us;
         let told_all = peer.told_all;
-        if hears_us {
+        if peer.hears_us {
             peer.greet_at = None;
         }
         self.judge(now, from);
-        if begins {
-            // What was said to it before it heard us is lost.
+        if newly {
+            // It may not know, or have forgotten in a silence, that we hear it; and what it was asked before is lost.
             self.greet(from);
             if !told_all {
-                self.send(To::One(from), Message::DigestRequest(Vec::new()));
+                self.ask_for_all(now, from);
             }
         }
         if renamed {
@@ -215,7 +241,8 @@ impl Replica {
         let mut holdings: Vec<Holding> = runs.into_iter().filter_map(|run| self.holding(now, run)).collect();
         loop {
             let rest = holdings.split_off(holdings.len().min(HOLDINGS_MAX));
-            self.send(To::One(from), Message::Digest(holdings));
+            let all = hashes.is_empty() && rest.is_empty();
+            self.send(To::One(from), Message::Digest(Digest { holdings, all }));
             if rest.is_empty() {
                 break;
             }
@@ -226,46 +253,33 @@ impl Replica {
     fn holding(&self, now: Now, run: Run) -> Option<Holding> {
         let stream = self.streams.get(&run)?;
         let over = run != self.me && self.is_over(now, run);
-        Some(Holding { run, floor: stream.floor, held: highest(&stream.have), newest: stream.newest, over })
+        Some(Holding { run, floor: stream.floor, held: highest(stream.have.clone()), newest: stream.newest, over })
     }
 
-    fn hear_digest(&mut self, now: Now, from: Run, holdings: Vec<Holding>) {
-        if let Some(peer) = self.peers.get_mut(&from) {
+    fn hear_digest(&mut self, now: Now, from: Run, digest: Digest) {
+        let Digest { holdings, all } = digest;
+        if let Some(peer) = self.peers.get_mut(&from).filter(|_| all) {
             peer.told_all = true;
+            peer.told_for = Some(peer.asked_for);
         }
         for Holding { run, floor, held, newest, over } in holdings {
             let live = self.peers.get(&run).is_some_and(|peer| peer.live);
+            if !self.streams.contains_key(&run) && newest <= self.horizon && newest > Hlc::default() {
+                self.counters.refused += 1;
+                continue;
+            }
             let Some(stream) = self.stream(now, run) else { continue };
-            stream.goodbye |= over && !live;
+            stream.over |= over && !live;
             let top = held.top().max(floor);
             if run == from {
                 stream.sent = stream.sent.max(top);
             }
-            self.meet(run, top, Some(newest));
+            // Of a stream not its own, somebody who has nothing says nothing.
+            if top > Seq(0) || run == from {
+                self.meet(run, top, Some(newest));
+            }
             self.learn(from, run, Holds { floor, held });
         }
-    }
-
-    fn hear_repair(&mut self, now: Now, from: Run, repair: Repair) {
-        let Repair { origin, first, through, batches } = repair;
-        let mut bytes = 0;
-        for encoded in batches {
-            bytes += encoded.len() as u64;
-            match Batch::parse(encoded) {
-                Ok(batch) if batch.origin() == origin => self.store(now, batch, true),
-                _ => self.counters.conflicts += 1,
-            }
-        }
-        let Some(flight) = self.repairs.answered(now.mono, from, origin, first, through, bytes) else { return };
-        // What was asked for, is covered by the answer and did not come, this peer does not have.
-        if let (Some(stream), Some(peer)) = (self.streams.get(&origin), self.peers.get_mut(&from)) {
-            if let Some(holds) = peer.holds.get_mut(&origin) {
-                for (first, last) in stream.seen.missing(first, through.min(flight.last)) {
-                    holds.held.remove(first, last);
-                }
-            }
-        }
-        self.look_for_holes(origin);
     }
 
     /// Everything that is said without being asked, if it is due.
@@ -289,10 +303,14 @@ impl Replica {
             self.send(To::All, Message::Hello(hello));
         }
         if self.beat_at <= now.mono {
+            let regular = self.regular_at <= now.mono;
+            if regular {
+                self.regular_at = now.mono + BEAT_EVERY;
+            }
             self.beat_at = now.mono + BEAT_EVERY;
             self.settled = self.settled_hash(now.mono);
             self.look_for_lost(now);
-            let beat = self.beat();
+            let beat = self.beat(regular);
             self.send(To::All, Message::Heartbeat(beat));
         }
     }
@@ -306,13 +324,29 @@ impl Replica {
         self.deadline = self.deadline.min(self.beat_at);
     }
 
-    fn beat(&mut self) -> Heartbeat {
+    /// What changed since the last beat. Once a second also our own stream and a few others in turn, changed or not: a
+    /// beat that was lost does no lasting harm.
+    fn beat(&mut self, regular: bool) -> Heartbeat {
+        if regular {
+            self.moved.retain(|run| *run != self.me);
+            self.moved.push_front(self.me);
+            let after = (Bound::Excluded(self.listed), Bound::Unbounded);
+            let turn: Vec<Run> =
+                self.streams.range(after).chain(&self.streams).map(|(run, _)| *run).take(MARKS_IN_TURN).collect();
+            self.listed = turn.last().copied().unwrap_or(self.listed);
+            for run in turn {
+                if !self.moved.contains(&run) {
+                    self.moved.push_back(run);
+                }
+            }
+        }
         let mut marks = Vec::new();
         let mut bytes = 0;
-        while let Some(stream) = self.moved.front().and_then(|run| self.streams.get(run)) {
-            let held = highest(&stream.have);
+        while let Some(run) = self.moved.front() {
+            let Some(stream) = self.streams.get(run) else { break };
+            let held = highest(stream.have.clone());
             bytes += 24 + 18 * held.ranges_len();
-            if bytes > MARK_BYTES_MAX && !marks.is_empty() {
+            if bytes > MARK_BYTES_MAX {
                 break;
             }
             marks.push(Mark { run: stream.hash, floor: stream.floor, held });
@@ -325,7 +359,9 @@ impl Replica {
         let settled =
             self.streams.values().filter(|stream| stream.top > Seq(0) && now - stream.changed_at >= SETTLED_AFTER);
         settled.fold(0, |sum, stream| {
-            let ranges = stream.covered();
+            // What is gone for good counts as had: two that differ in nothing to be had have one hash.
+            let mut ranges = stream.covered();
+            ranges.union(&stream.settled);
             sum ^ ranges.iter().fold(stream.hash.0, |hash, (first, last)| mix(mix(hash ^ first.0) ^ last.0))
         })
     }
@@ -352,149 +388,12 @@ impl Replica {
         });
         Hello { name: self.name.clone(), endpoints: self.endpoints.clone(), hears, knows: knows.collect() }
     }
-
-    /// Asks for what is missing, as far as somebody has it and requests are left.
-    pub(super) fn plan(&mut self, now: Now) {
-        if self.lacking.is_empty() {
-            return;
-        }
-        let mut done = Vec::new();
-        for origin in self.lacking.clone() {
-            if self.repairs.flights.len() >= REQUESTS_MAX {
-                break;
-            }
-            if self.repairs.not_before(origin, now.mono).is_some() {
-                continue;
-            }
-            let missing =
-                self.streams.get(&origin).map(|stream| stream.missing(self.limit(origin))).unwrap_or_default();
-            if missing.is_empty() {
-                done.push(origin);
-            }
-            for (first, last) in missing {
-                let mut from = first;
-                while let Some((first, last)) = self.repairs.unasked(origin, from, last) {
-                    let Some((source, first, last)) = self.choose(origin, first, last) else { break };
-                    from = last.next();
-                    self.ask(now, source, origin, first, last);
-                    if self.repairs.flights.len() >= REQUESTS_MAX || from == last {
-                        break;
-                    }
-                }
-            }
-        }
-        for origin in done {
-            self.lacking.remove(&origin);
-        }
-    }
-
-    /// A peer that has the beginning of `first..=last`, or what comes next in it, and the stretch to ask it for.
-    fn choose(&mut self, origin: Run, first: Seq, last: Seq) -> Option<(Run, Seq, Seq)> {
-        let one_way = self.bug(Mutant::OneWayPeerAsked);
-        let failed = self.repairs.failed_last(origin);
-        let mut best: Vec<(Run, Seq, Seq)> = Vec::new();
-        for (run, peer) in &self.peers {
-            let askable = peer.is_source() || (one_way && peer.live);
-            if !askable || self.repairs.load(*run) >= REQUESTS_PER_PEER_MAX {
-                continue;
-            }
-            let Some(holds) = peer.holds.get(&origin) else { continue };
-            let Some((start, end)) =
-                holds.held.iter().find(|(_, end)| *end >= first).filter(|(start, _)| *start <= last)
-            else {
-                continue;
-            };
-            let start = start.max(first);
-            let end = end.min(last).min(Seq(start.0.saturating_add(REQUEST_SEQS_MAX - 1)));
-            if best.first().is_none_or(|other| start < other.1) {
-                best.clear();
-            }
-            if best.first().is_none_or(|other| start == other.1) {
-                best.push((*run, start, end));
-            }
-        }
-        if best.len() > 1 {
-            best.retain(|(run, ..)| Some(*run) != failed);
-        }
-        let pick = self.draw() as usize % best.len().max(1);
-        best.get(pick).copied()
-    }
-
-    fn ask(&mut self, now: Now, source: Run, origin: Run, first: Seq, last: Seq) {
-        self.counters.requests += 1;
-        self.repairs.flights.push(Flight {
-            source,
-            origin,
-            first,
-            last,
-            bytes: 0,
-            deadline: now.mono + REQUEST_TIMEOUT,
-        });
-        let request = Request { origin, first, last, bytes_max: REQUEST_BYTES_MAX };
-        self.send(To::One(source), Message::Request(request));
-    }
-
-    /// Settles what nobody has: its run is over, or says itself that it lacks it, and every peer that is up has said so.
-    fn look_for_lost(&mut self, now: Now) {
-        let up = || self.peers.values().filter(|peer| peer.status == Status::Up);
-        if up().any(|peer| !peer.told_all) {
-            return;
-        }
-        let mut lost = Vec::new();
-        for origin in &self.lacking {
-            let Some(stream) = self.streams.get(origin) else { continue };
-            let own = self.peers.get(origin).filter(|peer| peer.status == Status::Up);
-            let own_word = own.and_then(|peer| peer.holds.get(origin));
-            if own_word.is_none() && !self.is_over(now, *origin) {
-                continue;
-            }
-            // Only a hole is settled: a tail that nobody has just waits, unless the origin lives and has let it go.
-            let limit = stream.seen.top().max(own_word.map_or(Seq(0), |holds| holds.floor));
-            let mut nobody = RangeSet::new();
-            for (first, last) in stream.missing(limit) {
-                nobody.insert(first, last);
-            }
-            for holds in up().filter_map(|peer| peer.holds.get(origin)) {
-                nobody = nobody.without(&holds.held);
-            }
-            let floor = up().filter_map(|peer| Some(peer.holds.get(origin)?.floor)).max().unwrap_or_default();
-            lost.push((*origin, nobody, floor));
-        }
-        for (origin, nobody, floor) in lost {
-            let start = self.start;
-            let Some(stream) = self.streams.get_mut(&origin) else { continue };
-            if nobody.is_empty() {
-                stream.lost_since = None;
-                continue;
-            }
-            let since = *stream.lost_since.get_or_insert(now.mono);
-            if now.mono - since < LOST_AFTER {
-                continue;
-            }
-            stream.lost_since = None;
-            let owed = stream.owed;
-            for (first, last) in nobody.iter() {
-                let steps = stream.settle(now.mono, first, last, start);
-                let missing = (last.0 + 1).saturating_sub(first.max(owed).0);
-                if missing > 0 {
-                    let reason = if last <= floor { Missing::Expired } else { Missing::Lost };
-                    self.counters.missing += missing;
-                    self.outputs.push_back(super::Output::Notify(Notice::Gap { origin, missing, reason }));
-                }
-                self.outputs.extend(steps.into_iter().filter_map(|step| match step {
-                    super::Step::Deliver(batch, how) => Some(super::Output::Deliver { batch, how }),
-                    super::Step::Gap(_) => None,
-                }));
-            }
-            self.look_for_holes(origin);
-        }
-    }
 }
 
 /// The highest ranges of a set, as many as a message takes.
-fn highest(set: &RangeSet) -> RangeSet {
+fn highest(set: RangeSet) -> RangeSet {
     if set.ranges_len() <= RANGES_MAX {
-        return set.clone();
+        return set;
     }
     set.iter().rev().take(RANGES_MAX).collect()
 }

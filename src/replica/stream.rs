@@ -43,17 +43,20 @@ pub(crate) struct Stream {
     pub met: bool,
     /// The origin said goodbye.
     pub goodbye: bool,
+    /// Others say that its run is over; its own next word says otherwise.
+    pub over: bool,
     /// When the origin was last heard over a link of its own, or this stream was made.
     pub alive_at: Mono,
     /// When `have` last changed.
     pub changed_at: Mono,
-    /// Since when something is missing that nobody is known to have.
-    pub lost_since: Option<Mono>,
+    /// What nobody is known to have, and since when.
+    pub lost: (Mono, RangeSet),
 }
 
 #[derive(Debug)]
 struct Held {
     batch: Batch,
+    taken_at: Mono,
     /// Came as a repair, so it may be older than this node's life.
     repaired: bool,
 }
@@ -92,9 +95,10 @@ impl Stream {
             owed: Seq(u64::MAX),
             met: false,
             goodbye: false,
+            over: false,
             alive_at: now,
             changed_at: now,
-            lost_since: None,
+            lost: (now, RangeSet::new()),
         }
     }
 
@@ -127,12 +131,12 @@ impl Stream {
         self.top = self.top.max(last);
         self.newest = self.newest.max(batch.hlc_last());
         self.changed_at = now;
-        self.held.insert(first, Held { batch, repaired });
+        self.held.insert(first, Held { batch, taken_at: now, repaired });
         Taken::New
     }
 
     /// What can be delivered now that the batch at `first` was taken.
-    pub fn deliver(&mut self, now: Mono, first: Seq, start: Hlc) -> Vec<Step> {
+    pub fn deliver(&mut self, first: Seq, start: Hlc) -> Vec<Step> {
         let mut steps = Vec::new();
         if first < self.next {
             if let Some(held) = self.held.get(&first) {
@@ -141,7 +145,7 @@ impl Stream {
             }
             return steps;
         }
-        self.advance(now, start, &mut steps);
+        self.advance(start, &mut steps);
         steps
     }
 
@@ -150,7 +154,7 @@ impl Stream {
         let mut steps = Vec::new();
         let due = self.waiting_since.is_some_and(|since| at_once || since + GAP_WAIT <= now);
         if let Some((&first, held)) = self.held.range(self.next..).next().filter(|_| due) {
-            if !held.repaired || held.batch.hlc_last() >= start {
+            if !self.is_history(held, start) {
                 // Whoever waited for what is missing is owed it; before the first word of a stream nobody waits.
                 let from = self.next.max(self.owed);
                 let missing: u64 = self.settled_less(from, first);
@@ -159,8 +163,7 @@ impl Stream {
                 }
             }
             self.next = first;
-            self.waiting_since = None;
-            self.advance(now, start, &mut steps);
+            self.advance(start, &mut steps);
         }
         steps
     }
@@ -172,7 +175,7 @@ impl Stream {
         self.settled.missing(from, Seq(before.0 - 1)).iter().map(|(first, last)| last.0 - first.0 + 1).sum()
     }
 
-    fn advance(&mut self, now: Mono, start: Hlc, steps: &mut Vec<Step>) {
+    fn advance(&mut self, start: Hlc, steps: &mut Vec<Step>) {
         loop {
             if let Some(held) = self.held.get(&self.next) {
                 let history = self.is_history(held, start);
@@ -192,8 +195,7 @@ impl Stream {
                 break;
             }
         }
-        let waits = self.held.range(self.next..).next().is_some();
-        self.waiting_since = if waits { self.waiting_since.or(Some(now)) } else { None };
+        self.waiting_since = self.held.range(self.next..).next().map(|(_, held)| held.taken_at);
     }
 
     /// Whether a batch is from before this node's life.
@@ -202,10 +204,14 @@ impl Stream {
     }
 
     /// Declares `first..=last` missing for good.
-    pub fn settle(&mut self, now: Mono, first: Seq, last: Seq, start: Hlc) -> Vec<Step> {
+    pub fn settle(&mut self, first: Seq, last: Seq, start: Hlc) -> Vec<Step> {
         self.settled.insert(first, last);
+        if !self.met {
+            // Gone before anybody here waited for it.
+            (self.met, self.owed) = (true, self.owed.min(last.next()));
+        }
         let mut steps = Vec::new();
-        self.advance(now, start, &mut steps);
+        self.advance(start, &mut steps);
         steps
     }
 
@@ -245,9 +251,9 @@ impl Stream {
         covered
     }
 
-    /// What is missing up to `limit`, and neither settled nor below the floor.
+    /// What is missing up to `limit` and not settled. History below the floor is not missed: it would not stay.
     pub fn missing(&self, limit: Seq) -> Vec<(Seq, Seq)> {
-        let known = self.seen.missing(self.floor.next(), limit);
+        let known = self.seen.missing(self.floor.next().min(self.owed.max(Seq(1))), limit);
         if self.settled.is_empty() {
             return known;
         }
