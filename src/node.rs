@@ -30,7 +30,7 @@ use crate::net::discovery::interfaces::Survey;
 use crate::net::discovery::ladder::Ladder;
 use crate::net::discovery::memory::{self, Memory};
 use crate::net::discovery::{self, Candidate, Discovery, gossip_fit};
-use crate::net::{DialError, Flow, LinkId, Net, NetEvent, NetOptions};
+use crate::net::{Flow, LinkId, Net, NetEvent, NetOptions};
 use crate::replica::clock::{Mono, Now};
 use crate::replica::event::{Input, Missing, Notice, Output, Timing, To};
 use crate::replica::liveness::Status;
@@ -385,7 +385,7 @@ impl Loop {
             }
             NetEvent::DialFailed { link, address, error } => {
                 self.links.remove(&link);
-                count(&self.metrics.dials_failed, word(&error));
+                count(&self.metrics.dials_failed, error.word());
                 tracing::debug!(%address, %error, "a dial failed");
                 self.ladder.failed(at, address, &error);
                 let silent = |(_, peer): &(Run, &crate::replica::liveness::Peer)| {
@@ -690,14 +690,4 @@ fn now(started: Instant) -> Now {
 
 fn started_at(started: Instant, after: Duration) -> Instant {
     started.checked_add(after).unwrap_or(started)
-}
-
-fn word(error: &DialError) -> &'static str {
-    match error {
-        DialError::Refused => "refused",
-        DialError::Unreachable => "unreachable",
-        DialError::Stranger => "stranger",
-        DialError::Itself => "itself",
-        DialError::Apart(_) => "apart",
-    }
 }

@@ -78,6 +78,19 @@ pub(crate) enum DialError {
     Apart(Apart),
 }
 
+impl DialError {
+    /// One word for metrics.
+    pub(crate) fn word(&self) -> &'static str {
+        match self {
+            DialError::Refused => "refused",
+            DialError::Unreachable => "unreachable",
+            DialError::Stranger => "stranger",
+            DialError::Itself => "itself",
+            DialError::Apart(_) => "apart",
+        }
+    }
+}
+
 /// Why two nodes are kept apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Apart {
