@@ -101,7 +101,7 @@ impl Builder {
             });
         });
         spawned.map_err(system("no thread for the node"))?;
-        let died = || StartError::Config("the node died while it started".into());
+        let died = || system("the node's thread")(std::io::Error::other("it died while the node started"));
         start.await.unwrap_or_else(|_| Err(died()))
     }
 }

@@ -3,15 +3,16 @@
 //! A [`Handle`] is cheap to clone and does nothing itself: it asks the node's event loop. Nothing here blocks a runtime,
 //! and any runtime will do: the node has a thread of its own. Dropping the last handle stops the node.
 
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 
 use crate::error::{PublishError, Stopped};
-use crate::id::{EntryId, ParseError, Room, Run};
+use crate::id::{EntryId, Key, ParseError, Room, Run};
 use crate::metrics::Metrics;
 use crate::replica::batch::{Batch, Entry};
 use crate::replica::version::{Coverage, RunHashes};
@@ -35,6 +36,8 @@ pub(crate) struct Inner {
     pub peers: watch::Receiver<Arc<[Peer]>>,
     pub events: broadcast::Sender<Event>,
     pub metrics: Metrics,
+    /// One who decodes the whole window at a time.
+    pub aside: Semaphore,
 }
 
 /// What a node is called and where it is reached.
@@ -76,7 +79,7 @@ pub(crate) struct Submission {
 #[derive(Debug)]
 pub(crate) enum Ask {
     Subscribe { filter: Filter, after: Option<Cursor>, reply: oneshot::Sender<Subscription> },
-    Window { reply: oneshot::Sender<Window> },
+    Window { after: Option<Cursor>, reply: oneshot::Sender<Window> },
     HeldBy { id: EntryId, count: usize, reply: oneshot::Sender<usize> },
     Shutdown { reply: oneshot::Sender<()> },
 }
@@ -84,8 +87,13 @@ pub(crate) enum Ask {
 /// Everything the node holds at one moment.
 #[derive(Debug)]
 pub(crate) struct Window {
+    /// Oldest first.
     pub batches: Vec<Batch>,
+    /// Covers all of it.
     pub cursor: Cursor,
+    /// The cursor of whoever asked, and how much it does not cover that is not to be had any more.
+    pub after: Option<Cursor>,
+    pub expired: u64,
 }
 
 /// What became of a published message.
@@ -124,7 +132,7 @@ pub struct Peer {
     pub rtt: Option<Duration>,
     /// When it was last heard.
     pub last_heard: Option<Instant>,
-    /// Messages dropped on the way to it and left to repair.
+    /// Bytes dropped on the way to it and left to repair.
     pub dropped: u64,
 }
 
@@ -140,7 +148,7 @@ pub enum PeerState {
     Suspect,
     /// Gone: said goodbye, or not heard for 8 s.
     Down,
-    /// Kept apart by its mesh name or version.
+    /// Kept apart by its mesh name or version; seen within the last 10 minutes.
     Incompatible,
 }
 
@@ -191,6 +199,8 @@ pub struct Page {
     pub after: Cursor,
     /// Scrolls back from here; none where there is nothing older.
     pub before: Option<Place>,
+    /// How many messages, at most, `Query::after` does not cover that are not to be had any more.
+    pub expired: u64,
 }
 
 /// A place in time order.
@@ -355,8 +365,9 @@ impl Handle {
     /// # Errors
     /// [`Stopped`].
     pub async fn messages(&self, query: Query) -> Result<Page, Stopped> {
-        let window = self.ask(|reply| Ask::Window { reply }).await?;
-        Ok(page(window, query))
+        let Query { after, .. } = query.clone();
+        let window = self.ask(|reply| Ask::Window { after, reply }).await?;
+        self.aside(move || page(window, query)).await
     }
 
     /// The rooms that the node holds messages of, by name.
@@ -364,16 +375,17 @@ impl Handle {
     /// # Errors
     /// [`Stopped`].
     pub async fn rooms(&self) -> Result<Vec<RoomSummary>, Stopped> {
-        let window = self.ask(|reply| Ask::Window { reply }).await?;
-        let mut rooms = std::collections::BTreeMap::<Room, RoomSummary>::new();
-        for entry in window.batches.iter().flat_map(Batch::entries).flatten() {
-            let Entry { room, hlc, .. } = entry;
-            let empty = RoomSummary { room: room.clone(), messages: 0, last: hlc };
-            let summary = rooms.entry(room).or_insert(empty);
-            summary.messages += 1;
-            summary.last = summary.last.max(hlc);
+        let window = self.ask(|reply| Ask::Window { after: None, reply }).await?;
+        self.aside(move || rooms(&window)).await
+    }
+
+    /// Does work that may take long, one at a time and beside the caller's runtime, if there is one.
+    async fn aside<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Stopped> {
+        let _one = self.inner.aside.acquire().await.map_err(|_| Stopped)?;
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => runtime.spawn_blocking(work).await.map_err(|_| Stopped),
+            Err(_) => Ok(work()),
         }
-        Ok(rooms.into_values().collect())
     }
 
     /// Says goodbye to peers, lets what is queued go out, and stops the node. Answers when it has stopped.
@@ -404,51 +416,112 @@ fn check(draft: &Draft) -> Result<(), PublishError> {
 
 /// Picks and sorts what `query` wants out of a window.
 fn page(window: Window, query: Query) -> Page {
-    let Query { room, after, before, since_ms, limit } = query;
+    let Query { room, before, since_ms, limit, .. } = query;
+    let Window { batches, cursor: all, after, expired } = window;
     let mut hashes = RunHashes::default();
-    let mut found: Vec<(Place, Entry)> = Vec::new();
-    let newest = after.is_none();
-    let mut cursor = after.unwrap_or_default();
-    for batch in &window.batches {
-        let origin = hashes.of(batch.origin());
-        let coverage = cursor.coverage(origin, batch);
-        if coverage == Coverage::All || since_ms.is_some_and(|since| batch.hlc_last().wall_ms() < since) {
+    let twins = twins(&batches);
+    let wanted = |entry: &Entry| {
+        let place = Place { hlc: entry.hlc, id: entry.id };
+        room.as_ref().is_none_or(|room| *room == entry.room)
+            && since_ms.is_none_or(|since| entry.hlc.wall_ms() >= since)
+            && before.is_none_or(|before| place < before)
+            && !twins.contains(&entry.id)
+    };
+    let in_time = |batch: &Batch| {
+        since_ms.is_none_or(|since| batch.hlc_last().wall_ms() >= since)
+            && before.is_none_or(|before| batch.hlc() <= before.hlc)
+    };
+    let mut found: BTreeMap<Place, Entry> = BTreeMap::new();
+    let Some(mut cursor) = after else {
+        // The newest, and one more that tells whether there are older ones.
+        for batch in batches.iter().rev().filter(|batch| in_time(batch)) {
+            let full = found.len() > limit;
+            if full && found.first_key_value().is_some_and(|(oldest, _)| batch.hlc_last() < oldest.hlc) {
+                continue;
+            }
+            found.extend(batch.entries().flatten().filter(wanted).map(|entry| (Place::of(&entry), entry)));
+            while found.len() > limit + 1 {
+                found.pop_first();
+            }
+        }
+        let older = found.len() > limit && found.pop_first().is_some();
+        let before = found.first_key_value().map(|(place, _)| *place).filter(|_| older);
+        return Page { messages: messages(found), after: all, before, expired };
+    };
+    let mut cut = false;
+    for batch in batches.iter().filter(|batch| in_time(batch)) {
+        let full = found.len() >= limit;
+        if full && found.last_key_value().is_some_and(|(newest, _)| batch.hlc() > newest.hlc) {
+            cut = true;
             continue;
         }
-        for entry in batch.entries().flatten() {
-            let place = Place { hlc: entry.hlc, id: entry.id };
-            let seen = coverage == Coverage::Part && cursor.covers(origin, entry.id.seq, entry.hlc);
-            let in_time =
-                since_ms.is_none_or(|since| entry.hlc.wall_ms() >= since) && before.is_none_or(|before| place < before);
-            if !seen && in_time {
-                found.push((place, entry));
+        let origin = hashes.of(batch.origin());
+        let coverage = cursor.coverage(origin, batch);
+        if coverage == Coverage::All {
+            continue;
+        }
+        let fresh = |entry: &Entry| coverage == Coverage::None || !cursor.covers(origin, entry.id.seq, entry.hlc);
+        let entries = batch.entries().flatten().filter(|entry| fresh(entry) && wanted(entry));
+        found.extend(entries.map(|entry| (Place::of(&entry), entry)));
+        while found.len() > limit {
+            cut = found.pop_last().is_some();
+        }
+    }
+    // Everything up to the last one given is given, or passed over for ever.
+    let last = found.last_key_value().map(|(place, _)| *place).filter(|_| cut);
+    for batch in &batches {
+        let origin = hashes.of(batch.origin());
+        match last {
+            Some(last) if batch.hlc() > last.hlc => {}
+            Some(last) if batch.hlc_last() >= last.hlc => {
+                for entry in batch.entries().flatten().filter(|entry| Place::of(entry) <= last) {
+                    cursor.add(origin, entry.id.seq, entry.id.seq, entry.hlc);
+                }
+            }
+            _ => cursor.add(origin, batch.first(), batch.last(), batch.hlc_last()),
+        }
+    }
+    Page { messages: messages(found), after: cursor, before: None, expired }
+}
+
+fn messages(found: BTreeMap<Place, Entry>) -> Vec<Message> {
+    found.into_values().map(|entry| Message::new(entry, false)).collect()
+}
+
+fn rooms(window: &Window) -> Vec<RoomSummary> {
+    let twins = twins(&window.batches);
+    let mut rooms = BTreeMap::<Room, RoomSummary>::new();
+    for entry in window.batches.iter().flat_map(Batch::entries).flatten().filter(|entry| !twins.contains(&entry.id)) {
+        let Entry { room, hlc, .. } = entry;
+        let empty = RoomSummary { room: room.clone(), messages: 0, last: hlc };
+        let summary = rooms.entry(room).or_insert(empty);
+        summary.messages += 1;
+        summary.last = summary.last.max(hlc);
+    }
+    rooms.into_values().collect()
+}
+
+/// Of entries with one key all but the smallest.
+fn twins(batches: &[Batch]) -> HashSet<EntryId> {
+    let mut smallest: HashMap<Key, Place> = HashMap::new();
+    let mut twins = HashSet::new();
+    for batch in batches {
+        for (id, key) in batch.keys().unwrap_or_default() {
+            let place = Place { hlc: batch.hlc().plus(id.seq.0 - batch.first().0), id };
+            let first = smallest.entry(key).or_insert(place);
+            if *first != place {
+                twins.insert(place.max(*first).id);
+                *first = place.min(*first);
             }
         }
     }
-    found.sort_unstable_by_key(|(place, _)| *place);
-    let wanted = |entry: &Entry| room.as_ref().is_none_or(|room| *room == entry.room);
-    let message = |entry: Entry| {
-        let Entry { id, room, payload, name, hlc, via, key } = entry;
-        Message { id, room, payload, name, hlc, via, key, late: false }
-    };
-    if newest {
-        found.retain(|(_, entry)| wanted(entry));
-        let older = found.len().saturating_sub(limit);
-        let before = (older > 0).then(|| found[older].0);
-        let messages = found.drain(older..).map(|(_, entry)| message(entry)).collect();
-        return Page { messages, after: window.cursor, before };
+    twins
+}
+
+impl Place {
+    fn of(entry: &Entry) -> Place {
+        Place { hlc: entry.hlc, id: entry.id }
     }
-    let mut messages = Vec::new();
-    for (_, entry) in found {
-        if messages.len() == limit {
-            break;
-        }
-        cursor.add(hashes.of(entry.id.run), entry.id.seq, entry.id.seq, entry.hlc);
-        if wanted(&entry) {
-            messages.push(message(entry));
-        }
-    }
-    Page { messages, after: cursor, before: None }
 }
 
 impl std::fmt::Display for Place {

@@ -49,6 +49,7 @@ pub mod id;
 pub mod metrics;
 mod net;
 mod node;
+mod presence;
 pub mod replica;
 #[cfg(feature = "sim")]
 pub mod sim;

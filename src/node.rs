@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ed25519_dalek::SigningKey;
-use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, broadcast, mpsc, oneshot, watch};
 
 use crate::config::Config;
 use crate::data_dir::DataDir;
@@ -26,11 +26,13 @@ use crate::error::{PublishError, StartError};
 use crate::handle::{Ask, Event, FoundBy, Handle, Info, Inner, Peer, PeerState, Published, State, Submission, Window};
 use crate::id::{EntryId, Epoch, NodeId, Run, Seq};
 use crate::metrics::{Metrics, count};
+
 use crate::net::discovery::interfaces::Survey;
 use crate::net::discovery::ladder::Ladder;
 use crate::net::discovery::memory::{self, Memory};
 use crate::net::discovery::{self, Candidate, Discovery, gossip_fit};
-use crate::net::{Flow, LinkId, Net, NetEvent, NetOptions};
+use crate::net::{DialError, Flow, LinkId, Net, NetEvent, NetOptions};
+use crate::presence::Presence;
 use crate::replica::clock::{Mono, Now};
 use crate::replica::event::{Input, Missing, Notice, Output, Timing, To};
 use crate::replica::liveness::Status;
@@ -60,6 +62,7 @@ const SAVE_EVERY: Duration = Duration::from_secs(30);
 
 /// Everything that the event loop owns.
 pub(crate) struct Loop {
+    mesh: Arc<str>,
     replica: Replica,
     ladder: Ladder,
     net: Net,
@@ -73,10 +76,8 @@ pub(crate) struct Loop {
     drained: Arc<Notify>,
     links: HashMap<LinkId, Link>,
     links_made: u64,
-    told: HashMap<Run, Told>,
+    presence: Presence,
     held_asks: Vec<HeldAsk>,
-    peers: watch::Sender<Arc<[Peer]>>,
-    events: broadcast::Sender<Event>,
     metrics: Metrics,
     started: Instant,
     pinged: Instant,
@@ -100,13 +101,6 @@ struct Link {
     run: Option<Run>,
     /// Something was heard over it.
     spoke: bool,
-}
-
-/// What users were told of a peer, and what the loop alone knows of it.
-#[derive(Clone, Copy, Debug, Default)]
-struct Told {
-    state: Option<PeerState>,
-    rtt: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -193,10 +187,19 @@ impl Loop {
             interfaces: interfaces.into(),
             data_dir: folder,
         };
-        let inner = Inner { info, publish, ask, peers: peers_seen, events: events.clone(), metrics: metrics.clone() };
+        let inner = Inner {
+            info,
+            publish,
+            ask,
+            peers: peers_seen,
+            events: events.clone(),
+            metrics: metrics.clone(),
+            aside: Semaphore::new(1),
+        };
         let mut replica = Replica::new(now(started), run, name, seed, WINDOW_BYTES_MAX);
         replica.handle(now(started), Input::Endpoints(addresses));
         let node = Loop {
+            mesh: config.mesh.as_str().into(),
             replica,
             ladder,
             net,
@@ -209,10 +212,8 @@ impl Loop {
             drained: Arc::new(Notify::new()),
             links: HashMap::new(),
             links_made: 0,
-            told: HashMap::new(),
+            presence: Presence::new(peers, events),
             held_asks: Vec::new(),
-            peers,
-            events,
             metrics,
             started,
             pinged: started,
@@ -229,8 +230,9 @@ impl Loop {
         loop {
             self.perform().await;
             self.dial();
-            if self.peers_changed {
-                self.tell_peers();
+            if std::mem::take(&mut self.peers_changed) {
+                let peers = self.replica.peers().filter_map(|(run, _)| self.peer(run)).collect();
+                self.presence.list(Instant::now(), peers);
             }
             match self.wait(tick).await {
                 Wake::Net(events) => {
@@ -244,7 +246,7 @@ impl Loop {
                     break;
                 }
                 Wake::Ask(ask) => self.answer(ask),
-                Wake::Found(candidate) => self.ladder.found(Instant::now(), candidate),
+                Wake::Found(candidate) => self.found(candidate),
                 Wake::Interfaces => self.interfaces_changed(),
                 Wake::Time => self.feed(Input::Timeout),
                 Wake::Orphaned => break,
@@ -339,7 +341,7 @@ impl Loop {
                 tracing::info!(?origin, missing, word, "a gap");
                 let gap = Gap { missing, reason };
                 self.feeds.iter().for_each(|feed| feed.put(Item::Gap(gap)));
-                self.tell(Event::Gap(gap));
+                self.presence.tell(Event::Gap(gap));
             }
             Notice::Named { run, addresses, by } => {
                 let via_loopback =
@@ -367,7 +369,7 @@ impl Loop {
         }
         while let Some(notice) = self.ladder.notice() {
             tracing::info!(address = %notice.address, reason = notice.reason, "a neighbour is kept apart");
-            self.tell(Event::Apart { address: notice.address, reason: notice.reason });
+            self.presence.tell(Event::Apart { address: notice.address, reason: notice.reason });
         }
     }
 
@@ -385,9 +387,11 @@ impl Loop {
             }
             NetEvent::DialFailed { link, address, error } => {
                 self.links.remove(&link);
-                count(&self.metrics.dials_failed, error.word());
                 tracing::debug!(%address, %error, "a dial failed");
                 self.ladder.failed(at, address, &error);
+                if let DialError::Apart(_, run) = error {
+                    self.apart(run, address, FoundBy::Seed);
+                }
                 let silent = |(_, peer): &(Run, &crate::replica::liveness::Peer)| {
                     !matches!(peer.status, Status::Up | Status::Down)
                 };
@@ -405,12 +409,14 @@ impl Loop {
             NetEvent::Left { run } => self.feed(Input::Left(run)),
             NetEvent::Cut { run, bytes } => {
                 tracing::warn!(?run, bytes, "a peer did not take what was sent, and was cut; it will get it by repair");
-                self.metrics.dropped_bytes.inc_by(bytes);
                 if let Some(peer) = self.peer(run) {
-                    self.tell(Event::PeerCut(peer));
+                    self.presence.tell(Event::PeerCut(peer));
                 }
             }
-            NetEvent::Apart { address, reason } => self.ladder.apart(at, address, &reason),
+            NetEvent::Apart { address, run, reason } => {
+                self.ladder.apart(at, address, &reason);
+                self.apart(run, address, FoundBy::Gossip);
+            }
         }
     }
 
@@ -421,10 +427,34 @@ impl Loop {
         self.ladder.linked(Instant::now(), run, address);
         self.links.insert(link, Link { run: Some(run), spoke: false });
         if heard && !silent {
-            self.net.hang_up(link);
+            self.hang_up(link);
             return;
         }
         self.feed(Input::LinkUp { run, address });
+    }
+
+    /// Ends a link; what it said before that is still heard, but says nothing of whether the link is good.
+    fn hang_up(&mut self, link: LinkId) {
+        self.links.remove(&link);
+        self.net.hang_up(link);
+    }
+
+    /// Discovery has found somebody.
+    fn found(&mut self, candidate: Candidate) {
+        let apart = candidate.mesh.as_deref().is_some_and(|mesh| mesh != &*self.mesh)
+            || candidate.version.is_some_and(|version| version != wire::WIRE_VERSION);
+        if let Some(address) = candidate.addresses.first().filter(|_| apart) {
+            self.apart(candidate.run, *address, candidate.found_by);
+        }
+        self.ladder.found(Instant::now(), candidate);
+    }
+
+    /// A neighbour is kept apart: it is in the list, if it said who it is.
+    fn apart(&mut self, run: Option<Run>, address: SocketAddr, found_by: FoundBy) {
+        if let Some(run) = run {
+            self.presence.apart(Instant::now(), run, address, found_by);
+            self.peers_changed = true;
+        }
     }
 
     async fn message(&mut self, link: LinkId, run: Run, message: Message) {
@@ -432,7 +462,7 @@ impl Loop {
         if first {
             let others = self.links.iter().filter(|(other, state)| **other != link && state.run == Some(run));
             for other in others.map(|(other, _)| *other).collect::<Vec<_>>() {
-                self.net.hang_up(other);
+                self.hang_up(other);
             }
             self.ladder.heard(Instant::now(), run);
         }
@@ -440,13 +470,15 @@ impl Loop {
             Message::Ping(number) => self.send(To::One(run), &Message::Pong(number)).await,
             Message::Pong(number) => {
                 let rtt = (self.started.elapsed().as_micros() as u64).checked_sub(number).map(Duration::from_micros);
-                self.told.entry(run).or_default().rtt = rtt.filter(|rtt| *rtt < Duration::from_secs(10));
-                self.peers_changed = true;
+                if let Some(rtt) = rtt.filter(|rtt| *rtt < PING_EVERY) {
+                    self.presence.measured(run, rtt);
+                    self.peers_changed = true;
+                }
             }
             Message::Goodbye(_) => {
                 self.feed(Input::Message { from: run, message });
                 self.ladder.gone(Instant::now(), run);
-                self.net.hang_up(link);
+                self.hang_up(link);
             }
             message => {
                 let holds = matches!(message, Message::Heartbeat(_) | Message::Digest(_));
@@ -500,9 +532,10 @@ impl Loop {
                 let _ = reply.send(subscription);
                 self.feeds.push(feed);
             }
-            Ask::Window { reply } => {
-                let window =
-                    Window { batches: self.replica.window().cloned().collect(), cursor: self.replica.cursor() };
+            Ask::Window { mut after, reply } => {
+                let expired = after.as_mut().map_or(0, |after| self.replica.give_up(after));
+                let (batches, cursor) = (self.replica.window().cloned().collect(), self.replica.cursor());
+                let window = Window { batches, cursor, after, expired };
                 // Whoever asked may have gone.
                 let _ = reply.send(window);
             }
@@ -519,7 +552,12 @@ impl Loop {
         let drained = self.drained.clone();
         match after {
             None => queue(filter, false, self.replica.cursor(), Vec::new(), drained),
-            Some(after) => queue(filter, true, after, self.replica.window().cloned().collect(), drained),
+            Some(mut after) => {
+                let missing = self.replica.give_up(&mut after);
+                let gap = (missing > 0).then_some(Item::Gap(Gap { missing, reason: GapReason::Expired }));
+                let batches = self.replica.window().map(|batch| Item::Batch { batch: batch.clone(), late: false });
+                queue(filter, true, after, gap.into_iter().chain(batches).collect(), drained)
+            }
         }
     }
 
@@ -564,7 +602,6 @@ impl Loop {
             self.save().await;
         }
         self.answer_held();
-        self.told.retain(|run, _| self.replica.known_peer(*run).is_some());
         self.count();
         self.peers_changed = true;
     }
@@ -624,52 +661,30 @@ impl Loop {
             state,
             address: peer.address.or_else(|| self.ladder.addresses(run).first().copied()),
             found_by: self.ladder.found_by(run).unwrap_or(FoundBy::Gossip),
-            rtt: self.told.get(&run).and_then(|told| told.rtt),
+            rtt: self.presence.rtt(run),
             last_heard: peer.heard_at.map(|at| started_at(self.started, Duration::from_millis(at.0))),
             dropped: self.net.dropped(run),
         })
     }
 
-    /// Tells of a peer whose status or name changed.
+    /// Tells of a peer whose status or name may have changed.
     fn tell_peer(&mut self, run: Run) {
         self.peers_changed = true;
+        let at = Instant::now();
         let Some(peer) = self.peer(run) else { return };
-        let told = self.told.entry(run).or_default();
-        let was = told.state.replace(peer.state);
-        if was == Some(peer.state) {
+        if !self.presence.look(at, &peer) {
             return;
         }
-        tracing::debug!(?run, state = ?peer.state, "a peer's state");
-        match peer.state {
-            PeerState::Up => {
-                if let Some(memory) = &mut self.memory {
-                    memory.saw(run.node, &self.ladder.addresses(run), now(self.started).wall_ms);
-                }
-                if run.node == self.replica.me().node {
-                    tracing::warn!(?run, "another process runs with a copy of this node's data folder");
-                    self.tell(Event::Cloned(peer.clone()));
-                }
-                self.pinged = self.pinged.checked_sub(PING_EVERY).unwrap_or(self.pinged);
-                self.tell(Event::PeerUp(peer));
-            }
-            PeerState::Suspect => self.tell(Event::PeerSuspect(peer)),
-            PeerState::OneWay if was == Some(PeerState::Up) => self.tell(Event::PeerSuspect(peer)),
-            PeerState::Down => self.tell(Event::PeerDown(peer)),
-            PeerState::OneWay | PeerState::Incompatible => {}
+        if let Some(memory) = &mut self.memory {
+            memory.saw(run.node, &self.ladder.addresses(run), now(self.started).wall_ms);
         }
-    }
-
-    fn tell(&self, event: Event) {
-        // Nobody may be listening.
-        let _ = self.events.send(event);
-    }
-
-    /// Makes the list of peers anew.
-    fn tell_peers(&mut self) {
-        self.peers_changed = false;
-        let mut peers: Vec<Peer> = self.replica.peers().filter_map(|(run, _)| self.peer(run)).collect();
-        peers.sort_by(|one, other| (&one.name, one.run).cmp(&(&other.name, other.run)));
-        self.peers.send_replace(peers.into());
+        if run.node == self.replica.me().node {
+            tracing::warn!(?run, "another process runs with a copy of this node's data folder");
+            self.presence.tell(Event::Cloned(peer));
+        }
+        // Both are due at the next tick.
+        self.pinged = at.checked_sub(PING_EVERY).unwrap_or(at);
+        self.saved = at.checked_sub(SAVE_EVERY).unwrap_or(at);
     }
 
     /// Says goodbye, lets what is queued go out, and lets everything go.

@@ -5,7 +5,7 @@
 //! it as a [`Gap`] of reason [`GapReason::Slow`]. A reader that keeps reading holds the node back from
 //! [`QUEUE_BYTES_HIGH`] on, unless a faster one stands beside it.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,6 +26,8 @@ pub const QUEUE_BYTES_MAX: usize = 32 * 1024 * 1024;
 pub const QUEUE_BYTES_HIGH: usize = 4 * 1024 * 1024;
 /// A reader that took nothing for this long holds nobody back.
 const READER_IDLE_MS: u64 = 1_000;
+/// Keys that a reader remembers.
+const GIVEN_KEYS_MAX: usize = 16_384;
 
 /// Which rooms a reader wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,7 +75,7 @@ pub struct Message {
 }
 
 impl Message {
-    fn new(entry: Entry, late: bool) -> Message {
+    pub(crate) fn new(entry: Entry, late: bool) -> Message {
         let Entry { id, room, payload, name, hlc, via, key } = entry;
         Message { id, room, payload, name, hlc, via, key, late }
     }
@@ -154,10 +156,37 @@ struct Queue {
 pub struct Subscription {
     shared: Arc<Shared>,
     filter: Filter,
+    /// What the reader missed: shared with the node's window, so it counts for no queue.
+    backlog: VecDeque<Item>,
+    /// Taken from the queue, and still counted as queued.
     taken: VecDeque<Item>,
     current: Option<Current>,
     covered: Cursor,
     hashes: RunHashes,
+    keys: GivenKeys,
+}
+
+/// The keys of what was given lately: of two entries with one key a reader is given one.
+#[derive(Debug, Default)]
+struct GivenKeys {
+    entries: HashMap<Key, EntryId>,
+    order: VecDeque<Key>,
+}
+
+impl GivenKeys {
+    /// Whether another entry with this key was given; else this one counts as given.
+    fn is_twin(&mut self, key: Key, id: EntryId) -> bool {
+        let first = *self.entries.entry(key).or_insert_with(|| {
+            self.order.push_back(key);
+            id
+        });
+        if self.order.len() > GIVEN_KEYS_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.entries.remove(&oldest);
+        }
+        first != id
+    }
 }
 
 #[derive(Debug)]
@@ -177,7 +206,7 @@ pub(crate) fn queue(
     filter: Filter,
     backfill: bool,
     covered: Cursor,
-    backlog: Vec<Batch>,
+    backlog: Vec<Item>,
     drained: Arc<tokio::sync::Notify>,
 ) -> (Feed, Subscription) {
     let shared = Arc::new(Shared {
@@ -190,8 +219,8 @@ pub(crate) fn queue(
         drained,
     });
     let feed = Feed { shared: shared.clone(), filter: filter.clone(), backfill };
-    let taken = backlog.into_iter().map(|batch| Item::Batch { batch, late: false }).collect();
-    (feed, Subscription { shared, filter, taken, current: None, covered, hashes: RunHashes::default() })
+    let (taken, hashes, keys) = Default::default();
+    (feed, Subscription { shared, filter, backlog: backlog.into(), taken, current: None, covered, hashes, keys })
 }
 
 impl Feed {
@@ -277,8 +306,15 @@ impl Subscription {
             if let Some(message) = self.walk() {
                 return Poll::Ready(Some(Delivery::Message(message)));
             }
-            match self.taken.pop_front() {
-                Some(Item::Batch { batch, late }) => self.open(batch, late),
+            let backlog = self.backlog.pop_front();
+            let queued = backlog.is_none();
+            match backlog.or_else(|| self.taken.pop_front()) {
+                Some(Item::Batch { batch, late }) => {
+                    if queued {
+                        self.took(batch.bytes().len());
+                    }
+                    self.open(batch, late);
+                }
                 Some(Item::Gap(gap)) => return Poll::Ready(Some(Delivery::Gap(gap))),
                 None => match self.take(cx) {
                     Poll::Ready(true) => {}
@@ -299,7 +335,8 @@ impl Subscription {
             };
             current.reached = Some(entry.id.seq);
             let seen = current.part && self.covered.covers(current.origin, entry.id.seq, entry.hlc);
-            if !seen && self.filter.wants(&entry.room) {
+            let twin = entry.key.is_some_and(|key| self.keys.is_twin(key, entry.id));
+            if !seen && !twin && self.filter.wants(&entry.room) {
                 return Some(Message::new(entry, current.late));
             }
         }
@@ -330,11 +367,16 @@ impl Subscription {
         if missed > 0 {
             self.taken.push_back(Item::Gap(Gap { missing: missed, reason: GapReason::Slow }));
         }
-        self.shared.bytes.store(0, Ordering::Relaxed);
         drop(queue);
-        self.shared.taken_at_ms.store(self.shared.started.elapsed().as_millis() as u64, Ordering::Relaxed);
-        self.shared.drained.notify_one();
         Poll::Ready(true)
+    }
+
+    /// The reader goes on to a batch of so many bytes: it is queued no more.
+    fn took(&self, bytes: usize) {
+        let shared = &self.shared;
+        shared.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        shared.taken_at_ms.store(shared.started.elapsed().as_millis() as u64, Ordering::Relaxed);
+        shared.drained.notify_one();
     }
 }
 
@@ -350,5 +392,83 @@ impl Drop for Subscription {
     fn drop(&mut self) {
         self.shared.closed.store(true, Ordering::Release);
         self.shared.drained.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{Epoch, NodeId, Run};
+    use crate::replica::batch::{Author, Draft};
+
+    /// One message to a batch, so that a queue is counted message by message.
+    fn batch(seq: u64, text: &str, key: Option<Key>) -> Batch {
+        let origin = Run { node: NodeId([1; 32]), epoch: Epoch(1) };
+        let author = Author { origin, name: "ada", first: Seq(seq), hlc: Hlc::at(seq), previous: [0; 32] };
+        let mut draft = Draft::new(Room::lobby(), text);
+        draft.key = key;
+        author.encode(&[draft])
+    }
+
+    fn reader(covered: Cursor, backlog: Vec<Item>) -> (Feed, Subscription) {
+        queue(Filter::all(), true, covered, backlog, Arc::default())
+    }
+
+    fn put(feed: &Feed, batch: Batch) {
+        feed.put(Item::Batch { batch, late: false });
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_works_through_what_it_took_counts_as_reading() {
+        let (feed, mut subscription) = reader(Cursor::new(), Vec::new());
+        let text = "x".repeat(100_000);
+        (1..=60).for_each(|seq| put(&feed, batch(seq, &text, None)));
+        assert!(feed.is_full());
+        for left in (0..60).rev() {
+            subscription.message().await.unwrap();
+            assert_eq!(feed.is_full(), left * 100_000 > QUEUE_BYTES_HIGH, "{left}");
+        }
+        assert_eq!(feed.shared.bytes.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn what_does_not_fit_is_counted_and_told() {
+        let (feed, mut subscription) = reader(Cursor::new(), Vec::new());
+        let text = "x".repeat(250_000);
+        (1..=200).for_each(|seq| put(&feed, batch(seq, &text, None)));
+        drop(feed);
+        let (mut given, mut missed) = (0, 0);
+        while let Some(delivery) = subscription.next().await {
+            match delivery {
+                Delivery::Message(_) => given += 1,
+                Delivery::Gap(gap) => missed += gap.missing,
+            }
+        }
+        assert_eq!(given + missed, 200);
+        assert!(missed > 50, "{missed}");
+    }
+
+    #[tokio::test]
+    async fn of_two_entries_with_one_key_one_is_given() {
+        let key = Some(Key([7; 16]));
+        let backlog = vec![Item::Batch { batch: batch(1, "hi", key), late: false }];
+        let (feed, mut subscription) = reader(Cursor::new(), backlog);
+        put(&feed, batch(2, "hi", key));
+        put(&feed, batch(3, "there", None));
+        assert_eq!(subscription.message().await.unwrap().id.seq, Seq(1));
+        assert_eq!(subscription.message().await.unwrap().id.seq, Seq(3));
+    }
+
+    #[tokio::test]
+    async fn a_cursor_in_the_middle_of_a_batch_goes_on_in_its_middle() {
+        let origin = Run { node: NodeId([1; 32]), epoch: Epoch(1) };
+        let author = Author { origin, name: "ada", first: Seq(1), hlc: Hlc::at(1), previous: [0; 32] };
+        let drafts: Vec<Draft> = ["a", "b", "c"].map(|text| Draft::new(Room::lobby(), text)).into();
+        let item = Item::Batch { batch: author.encode(&drafts), late: false };
+        let (_feed, mut one) = reader(Cursor::new(), vec![item.clone()]);
+        one.message().await.unwrap();
+        let (_feed, mut other) = reader(one.cursor(), vec![item]);
+        assert_eq!(other.message().await.unwrap().payload.text(), Some("b"));
+        assert_eq!(other.message().await.unwrap().payload.text(), Some("c"));
     }
 }

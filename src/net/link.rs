@@ -46,7 +46,7 @@ pub(crate) async fn hear(link: LinkId, address: SocketAddr, around: Surroundings
     let (mut ear, run) = match heard {
         Ok(heard) => heard,
         Err(error) => {
-            count(&metrics.dials_failed, word(&error));
+            count(&metrics.dials_failed, error.word());
             let _ = events.send(NetEvent::DialFailed { link, address, error }).await;
             return;
         }
@@ -79,17 +79,6 @@ fn read(message: ZmqMessage, topic_own: &str) -> Result<Message, WireError> {
     }
     let body = if body.len() <= COPIED_BYTES_MAX { Bytes::copy_from_slice(body) } else { body.clone() };
     wire::decode(topic, &body)
-}
-
-/// One word for metrics.
-fn word(error: &DialError) -> &'static str {
-    match error {
-        DialError::Refused => "refused",
-        DialError::Unreachable => "unreachable",
-        DialError::Stranger => "stranger",
-        DialError::Itself => "itself",
-        DialError::Apart(_) => "apart",
-    }
 }
 
 /// A SUB socket connected to one peer.

@@ -53,7 +53,7 @@ pub(crate) enum NetEvent {
     /// A peer's queue overflowed; its connection was cut and `bytes` were dropped.
     Cut { run: Run, bytes: u64 },
     /// A neighbour on another mesh or version has connected to us and was refused.
-    Apart { address: SocketAddr, reason: Apart },
+    Apart { address: SocketAddr, run: Option<Run>, reason: Apart },
     /// A decoded message. Malformed ones were counted and dropped.
     Message { link: LinkId, run: Run, message: Message },
 }
@@ -73,9 +73,9 @@ pub(crate) enum DialError {
     /// It is this very run.
     #[error("this node itself")]
     Itself,
-    /// A node that must be kept apart.
+    /// A node that must be kept apart; it may have said who it is.
     #[error("kept apart")]
-    Apart(Apart),
+    Apart(Apart, Option<Run>),
 }
 
 impl DialError {
@@ -86,7 +86,7 @@ impl DialError {
             DialError::Unreachable => "unreachable",
             DialError::Stranger => "stranger",
             DialError::Itself => "itself",
-            DialError::Apart(_) => "apart",
+            DialError::Apart(..) => "apart",
         }
     }
 }

@@ -283,9 +283,9 @@ async fn who_speaks_something_else_is_a_stranger() {
 async fn nodes_of_two_meshes_are_kept_apart_and_both_know() {
     let (mut a, mut b) = (Node::start(1).await, Node::start_as(2, "den", 256).await);
     a.dial(b.net.listen());
-    assert_eq!(a.failed().await, DialError::Apart(Apart::Mesh("den".into())));
+    assert_eq!(a.failed().await, DialError::Apart(Apart::Mesh("den".into()), Some(b.run)));
     let apart = b.next(|event| match event {
-        NetEvent::Apart { address, reason } => Some((address, reason)),
+        NetEvent::Apart { address, reason, .. } => Some((address, reason)),
         _ => None,
     });
     assert_eq!(apart.await, (a.net.listen(), Apart::Mesh("lab".into())));

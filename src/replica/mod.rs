@@ -307,6 +307,16 @@ impl Replica {
         (self.window.bytes(), self.window.len())
     }
 
+    /// Takes out of a reader's cursor what is not to be had any more, and answers how much of it the reader missed.
+    pub fn give_up(&self, cursor: &mut Cursor) -> u64 {
+        let gone = |stream: &Stream| {
+            let mut gone = ranges::RangeSet::of(Seq(1), stream.floor).without(&stream.have);
+            gone.union(&stream.settled);
+            cursor.give_up(stream.hash, &gone, stream.newest)
+        };
+        self.streams.values().filter(|stream| stream.met || stream.floor > Seq(0)).map(gone).sum()
+    }
+
     /// The cursor of a reader who was given all that is held by now.
     pub fn cursor(&self) -> Cursor {
         let mut cursor = Cursor::new();

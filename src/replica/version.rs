@@ -76,6 +76,20 @@ impl Cursor {
         }
     }
 
+    /// Covers `gone`, entries of `run` that are not to be had any more, the newest of time `newest`; answers how many of
+    /// them the holder was not given. Who has seen nothing yet was promised nothing.
+    pub fn give_up(&mut self, run: RunHash, gone: &RangeSet, newest: Hlc) -> u64 {
+        let listed = self.runs.contains_key(&run);
+        if self.is_empty() || (!listed && self.unlisted > Hlc::default()) {
+            return 0;
+        }
+        let known = self.runs.get(&run).map(|covered| covered.seqs.clone()).unwrap_or_default();
+        for (first, last) in gone.iter() {
+            self.add(run, first, last, newest);
+        }
+        gone.without(&known).count()
+    }
+
     /// How much of `batch` is covered; `origin` is the hash of its origin.
     pub fn coverage(&self, origin: RunHash, batch: &Batch) -> Coverage {
         let (all, any) = match self.runs.get(&origin) {
@@ -188,6 +202,17 @@ mod tests {
         let text = cursor.to_string();
         assert_eq!(text.parse::<Cursor>(), Ok(cursor));
         assert!("%%".parse::<Cursor>().is_err() && format!("{text}AA").parse::<Cursor>().is_err());
+    }
+
+    #[test]
+    fn what_is_gone_counts_once_for_those_who_have_seen_something() {
+        let gone = RangeSet::of(Seq(1), Seq(20));
+        assert_eq!(Cursor::new().give_up(RunHash(7), &gone, Hlc::at(9)), 0);
+        let mut cursor = Cursor::new();
+        cursor.add(RunHash(7), Seq(1), Seq(5), Hlc::at(5));
+        assert_eq!(cursor.give_up(RunHash(7), &gone, Hlc::at(9)), 15);
+        assert_eq!(cursor.give_up(RunHash(7), &gone, Hlc::at(9)), 0);
+        assert_eq!(cursor.give_up(RunHash(8), &RangeSet::of(Seq(1), Seq(3)), Hlc::at(9)), 3);
     }
 
     #[test]

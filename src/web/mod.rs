@@ -408,14 +408,16 @@ mod tests {
         fn answer(&mut self, ask: Ask) -> Option<oneshot::Sender<()>> {
             match ask {
                 Ask::Subscribe { filter, after, reply } => {
-                    let backlog = if after.is_some() { self.batches.clone() } else { Vec::new() };
+                    let item = |batch: &Batch| Item::Batch { batch: batch.clone(), late: false };
+                    let backlog = self.batches.iter().filter(|_| after.is_some()).map(item).collect();
                     let covered = after.clone().unwrap_or_else(|| self.cursor());
                     let (feed, subscription) = queue(filter, after.is_some(), covered, backlog, Arc::default());
                     self.feeds.push(feed);
                     let _ = reply.send(subscription);
                 }
-                Ask::Window { reply } => {
-                    let _ = reply.send(Window { batches: self.batches.clone(), cursor: self.cursor() });
+                Ask::Window { after, reply } => {
+                    let (batches, cursor) = (self.batches.clone(), self.cursor());
+                    let _ = reply.send(Window { batches, cursor, after, expired: 0 });
                 }
                 Ask::HeldBy { count: 0, reply, .. } => drop(reply.send(0)),
                 Ask::HeldBy { reply, .. } => self.waiting.push(reply),
@@ -447,7 +449,8 @@ mod tests {
             data_dir: None,
         };
         let events = broadcast::channel(1).0;
-        let handle = Handle::new(Inner { info, publish, ask, peers: shown, events, metrics: Metrics::new() });
+        let (metrics, aside) = (Metrics::new(), tokio::sync::Semaphore::new(1));
+        let handle = Handle::new(Inner { info, publish, ask, peers: shown, events, metrics, aside });
         tokio::spawn(async move {
             let mut keeper = Keeper::default();
             let stopped = loop {

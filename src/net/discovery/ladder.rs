@@ -185,7 +185,7 @@ impl Ladder {
                 self.peers.iter_mut().for_each(|peer| peer.doors.retain(|door| door.address != address));
                 self.drop_unreachable();
             }
-            DialError::Apart(apart) => self.apart(now, address, apart),
+            DialError::Apart(apart, _) => self.apart(now, address, apart),
             DialError::Refused | DialError::Unreachable | DialError::Stranger => {}
         }
         for peer in &mut self.peers {
@@ -661,7 +661,7 @@ mod tests {
         ladder.found(now, Candidate { version: Some(2), ..mdns(2, &[at(2)]) });
         ladder.found(now, candidate(None, FoundBy::Seed, &[at(3)]));
         assert_eq!(due(&mut ladder, now), [at(3)]);
-        ladder.failed(now, at(3), &DialError::Apart(Apart::Mesh("lab".into())));
+        ladder.failed(now, at(3), &DialError::Apart(Apart::Mesh("lab".into()), None));
         let told: Vec<_> = std::iter::from_fn(|| ladder.notice()).map(|notice| notice.address).collect();
         assert_eq!(told, [at(1), at(2), at(3)]);
     }

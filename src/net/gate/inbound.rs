@@ -45,9 +45,9 @@ pub(super) async fn serve(number: u64, mut tcp: TcpStream, address: SocketAddr, 
         Ok(peer) => peer,
         Err(Refusal::Stranger) => return cut("stranger"),
         Err(Refusal::Itself) => return cut("itself"),
-        Err(Refusal::Apart(reason, port)) => {
+        Err(Refusal::Apart(reason, port, run)) => {
             cut("apart");
-            let _ = shared.events.send(NetEvent::Apart { address: at_port(port), reason }).await;
+            let _ = shared.events.send(NetEvent::Apart { address: at_port(port), run, reason }).await;
             return;
         }
     };

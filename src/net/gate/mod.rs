@@ -54,8 +54,8 @@ pub(crate) enum Refusal {
     /// No hubless node, or one of the wrong role.
     Stranger,
     Itself,
-    /// To be kept apart; it listens on this port.
-    Apart(Apart, u16),
+    /// To be kept apart; it listens on this port, and may say who it is.
+    Apart(Apart, u16, Option<Run>),
 }
 
 /// Why a handshake failed.
@@ -99,17 +99,18 @@ impl Identity {
         let get = |name| properties.get(name).ok_or(Refusal::Stranger);
         let version: u8 = get("Hubless-Version")?.parse().map_err(|_| Refusal::Stranger)?;
         let port = get("Hubless-Port")?.parse().ok().filter(|port| *port > 0).ok_or(Refusal::Stranger)?;
+        let run = properties.get("Hubless-Run").and_then(|run| run.parse::<Run>().ok());
         if version != WIRE_VERSION {
-            return Err(Refusal::Apart(Apart::Version(version), port));
+            return Err(Refusal::Apart(Apart::Version(version), port, run));
         }
         let mesh = get("Hubless-Mesh")?;
-        let run: Run = get("Hubless-Run")?.parse().map_err(|_| Refusal::Stranger)?;
+        let run = run.ok_or(Refusal::Stranger)?;
         if run == self.run {
             return Err(Refusal::Itself);
         }
         if mesh != &*self.mesh {
             // The name will be shown to people.
-            let apart = Room::is_valid(mesh).then(|| Refusal::Apart(Apart::Mesh(mesh.to_owned()), port));
+            let apart = Room::is_valid(mesh).then(|| Refusal::Apart(Apart::Mesh(mesh.to_owned()), port, Some(run)));
             return Err(apart.unwrap_or(Refusal::Stranger));
         }
         if get("Socket-Type")? != role.other().name() {
@@ -295,12 +296,12 @@ mod tests {
         assert_eq!(judged(&peer.ready(Role::Pub)), Err(Refusal::Stranger));
         assert_eq!(judged(&identity(1, "lab").ready(Role::Sub)), Err(Refusal::Itself));
         assert_eq!(judged(&identity(1, "lab").ready(Role::Pub)), Err(Refusal::Itself));
-        let apart = Refusal::Apart(Apart::Mesh("den".into()), 5);
+        let apart = Refusal::Apart(Apart::Mesh("den".into()), 5, Some(peer.run));
         assert_eq!(judged(&identity(2, "den").ready(Role::Sub)), Err(apart));
         assert_eq!(judged(&identity(2, "<b>").ready(Role::Sub)), Err(Refusal::Stranger));
         assert_eq!(judged(&zmtp::ready(Role::Sub, &[])), Err(Refusal::Stranger));
         let newer = zmtp::ready(Role::Sub, &[("Hubless-Version", "9"), ("Hubless-Port", "5")]);
-        assert_eq!(judged(&newer), Err(Refusal::Apart(Apart::Version(9), 5)));
+        assert_eq!(judged(&newer), Err(Refusal::Apart(Apart::Version(9), 5, Some(peer.run))));
     }
 
     #[tokio::test]

@@ -35,7 +35,7 @@ pub(crate) async fn dial(address: SocketAddr, identity: &Identity) -> Result<(Tc
         Ok(peer) => Ok((tcp, peer)),
         Err(Refusal::Stranger) => Err(DialError::Stranger),
         Err(Refusal::Itself) => Err(DialError::Itself),
-        Err(Refusal::Apart(apart, _)) => Err(DialError::Apart(apart)),
+        Err(Refusal::Apart(apart, _, run)) => Err(DialError::Apart(apart, run)),
     }
 }
 
