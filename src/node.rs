@@ -694,6 +694,8 @@ impl Loop {
         self.save().await;
         self.count();
         tokio::join!(self.discovery.shutdown(), self.net.close());
+        // Whoever waits for peers waits in vain.
+        self.peers.send_replace(Arc::from([]));
     }
 }
 

@@ -1,6 +1,7 @@
 //! Thousands of seeded meshes with faults; see `hubless::sim`.
 //!
-//! `SEEDS=n` plays that many instead of 2,000; `FIRST=n` begins there; `SEED=n` plays one and shows what happened.
+//! `COUNT=n` plays that many seeds instead of 2,000 (20,000 with `HUBLESS_SOAK=1`); `FIRST=n` begins there; `SEED=n` plays
+//! one and shows what happened.
 
 // Helpers of tests fail as tests do.
 #![allow(clippy::unwrap_used)]
@@ -59,8 +60,10 @@ fn play_all(
 fn soak(what: &str, count: u64, failures: usize, seed: u64, began: Instant) {
     let Ok(file) = std::env::var("HUBLESS_SOAK_FILE") else { return };
     let seconds = began.elapsed().as_secs_f64();
-    let line =
-        format!(r#"{{"what":"{what}","count":{count},"failures":{failures},"seed":{seed},"seconds":{seconds:.1}}}"#);
+    let commit = std::env::var("HUBLESS_COMMIT").map_or("null".into(), |commit| format!(r#""{commit}""#));
+    let line = format!(
+        r#"{{"what":"{what}","count":{count},"failures":{failures},"seed":{seed},"seconds":{seconds:.1},"commit":{commit}}}"#
+    );
     let mut file = std::fs::OpenOptions::new().create(true).append(true).open(file).unwrap();
     writeln!(file, "{line}").unwrap();
 }
@@ -78,7 +81,8 @@ fn one_seed() {
 fn the_invariants_hold_for_every_seed() {
     let began = Instant::now();
     let first = number("FIRST").unwrap_or(0);
-    let count = number("SEEDS").unwrap_or(2_000);
+    let soak_wanted = std::env::var("HUBLESS_SOAK").is_ok_and(|value| value == "1");
+    let count = number("COUNT").unwrap_or(if soak_wanted { 20_000 } else { 2_000 });
     let (reports, violations) = play_all(first..first + count, sim::run, |violations| violations.len() >= 20);
     let mut classes: BTreeMap<Class, BTreeMap<&str, u64>> = BTreeMap::new();
     for report in &reports {

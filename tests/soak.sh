@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Runs the parts of the soak, one test program after the other, and writes target/soak.jsonl.
+# Runs the parts of the soak, one program after the other, and writes target/soak.jsonl.
 #
-# A part is a file tests/NAME.rs that reads HUBLESS_SOAK. The programs append a line for each claim; this adds one for the
-# whole part. A part that passed at this commit is not run again; with uncommitted changes every part is.
+# A part is a file tests/NAME.rs that reads HUBLESS_SOAK, or `bench`. Each claim has a line; this adds one for the whole
+# part. A part that passed at this commit is not run again; with uncommitted changes every part is. With COUNT, which asks
+# for other counts than the large ones, no part counts as passed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,25 +11,48 @@ results=$PWD/target/soak.jsonl
 commit=$(git describe --always --abbrev=40 --exclude='*' --dirty)
 mkdir -p target
 
+# A line for each row of the table; a row fails when hubless lost or doubled something.
+bench() {
+    local table started=$SECONDS failed=0
+    table=$(cd tests/bench && cargo run --locked --release) || failed=1
+    printf '%s\n' "$table"
+    awk -F ' *[|] *' -v commit="$commit" -v seconds=$((SECONDS - started)) '
+        /^\|/ && ++rows > 2 {
+            printf "{\"what\":\"bench: %s\",\"count\":1,\"failures\":%d,\"seed\":null,\"seconds\":%d,\"commit\":\"%s\",", \
+                $2, $6 !~ /^0( |$)/, seconds, commit
+            printf "\"hubless\":\"%s\",\"libzmq\":\"%s\",\"ratio\":\"%s\",\"lost\":\"%s\"}\n", $3, $4, $5, $6
+        }' <<<"$table" >>"$results"
+    return $failed
+}
+
+run() {
+    if [[ $1 == bench ]]; then
+        bench
+    else
+        HUBLESS_SOAK=1 HUBLESS_SOAK_FILE=$results HUBLESS_COMMIT=$commit \
+            cargo test --locked --profile fast --features sim,mutants --test "$1" -- --nocapture
+    fi
+}
+
+mapfile -t parts < <(grep -lE 'HUBLESS_SOAK|soak::' tests/*.rs | sed 's|tests/||; s|\.rs$||')
+parts+=(bench)
 if [[ -n ${SOAK:-} ]]; then
-    [[ -f tests/$SOAK.rs ]] || { echo "error: no part $SOAK (tests/$SOAK.rs)" >&2; exit 2; }
+    [[ " ${parts[*]} " == *" $SOAK "* ]] || { echo "error: no part $SOAK; there are ${parts[*]}" >&2; exit 2; }
     parts=("$SOAK")
-else
-    mapfile -t parts < <(grep -lE 'HUBLESS_SOAK|soak::' tests/*.rs | sed 's|tests/||; s|\.rs$||')
 fi
 
 failed=0
 for part in "${parts[@]}"; do
-    if [[ $commit != *-dirty ]] && grep -qsF "{\"what\":\"part $part\",\"count\":1,\"failures\":0," <(grep -F "$commit" "$results" 2>/dev/null); then
+    passed="{\"what\":\"part $part\",\"count\":1,\"failures\":0,"
+    if [[ $commit != *-dirty ]] && grep -sF "$passed" "$results" | grep -qF "\"commit\":\"$commit\""; then
         echo "soak: $part passed at this commit before"
         continue
     fi
     echo "soak: $part"
     started=$SECONDS
     failures=0
-    HUBLESS_SOAK=1 HUBLESS_SOAK_FILE=$results HUBLESS_COMMIT=$commit \
-        cargo test --locked --profile fast --features sim,mutants --test "$part" -- --nocapture || failures=1
-    printf '{"what":"part %s","count":1,"failures":%d,"seed":null,"seconds":%d,"commit":"%s"}\n' \
+    run "$part" || failures=1
+    [[ -n ${COUNT:-} ]] || printf '{"what":"part %s","count":1,"failures":%d,"seed":null,"seconds":%d,"commit":"%s"}\n' \
         "$part" "$failures" $((SECONDS - started)) "$commit" >>"$results"
     failed=$((failed + failures))
 done

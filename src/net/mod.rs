@@ -201,11 +201,15 @@ impl Net {
         self.feeds.dropped(run)
     }
 
-    /// Waits up to a second until all that was sent has gone out, then ends everything.
+    /// Waits up to a second until all that was sent has gone out, and a moment for its hearers to part, then ends everything.
     pub(crate) async fn close(mut self) {
         let deadline = Instant::now() + limits::CLOSE;
         self.publisher.mark().await;
         while !self.feeds.is_drained() && Instant::now() < deadline {
+            self.feeds.changed().await;
+        }
+        let parting = deadline.min(Instant::now() + limits::PARTING);
+        while self.feeds.count() > 0 && Instant::now() < parting {
             self.feeds.changed().await;
         }
         for (_, Link { hang_up, task }) in self.links.drain() {

@@ -8,6 +8,7 @@
 
 mod api;
 mod lan;
+pub mod raw;
 pub mod soak;
 
 use std::fs;

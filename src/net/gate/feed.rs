@@ -195,7 +195,7 @@ impl Feeds {
                 };
                 if within(since.max(feed.seen_at.load(Relaxed)), limits::INSIDE_STALL) {
                     feed.over_since.store(since, Relaxed);
-                    return self.wait();
+                    return Flow::Wait;
                 }
                 feed.seen.store(sent, Relaxed);
             }
@@ -210,25 +210,19 @@ impl Feeds {
                 }
             }
         }
-        if behind && !keeping { self.wait() } else { Flow::Open }
+        if behind && !keeping { Flow::Wait } else { Flow::Open }
     }
 
     /// Whether all that was published has been written to all.
     pub(crate) fn is_drained(&self) -> bool {
-        self.awaited.store(true, Relaxed);
         let sent = self.sent.load(Relaxed);
         lock(&self.feeds).values().all(|feed| feed.seen.load(Relaxed) >= sent && feed.queued.load(Relaxed) == 0)
     }
 
-    /// Resolves when something moved since `flow` said [`Flow::Wait`] or `is_drained` said no; at the latest after 50 ms,
-    /// because the rules also depend on time.
+    /// Resolves when something moves; at the latest after 50 ms, because the rules also depend on time.
     pub(crate) async fn changed(&self) {
-        let _ = tokio::time::timeout(Duration::from_millis(50), self.moved.notified()).await;
-    }
-
-    fn wait(&self) -> Flow {
         self.awaited.store(true, Relaxed);
-        Flow::Wait
+        let _ = tokio::time::timeout(Duration::from_millis(50), self.moved.notified()).await;
     }
 
     fn wake(&self) {

@@ -53,5 +53,8 @@ pub(crate) const READ_BYTES: (usize, usize) = (16 << 10, 128 << 10);
 pub(crate) const ACCEPT_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 /// How long closing waits for queues to empty.
 pub(crate) const CLOSE: Duration = Duration::from_secs(1);
+/// And then for callers to hang up, which is their answer to a goodbye: a peer that learns first that we no longer hear it
+/// would think us ill.
+pub(crate) const PARTING: Duration = Duration::from_millis(100);
 /// Runs whose dropped bytes are remembered; further ones are only counted in the metrics.
 pub(crate) const DROPPED_RUNS_MAX: usize = 1024;

@@ -1,0 +1,442 @@
+//! Nodes in one process, through the crate's API: what an embedder relies on, and what peers that come and go, are slow or
+//! speak nonsense must not change.
+#![cfg(feature = "cli")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use common::raw::{self, Face, Raw};
+use common::soak::{self, Claim};
+use common::{eventually, one_at_a_time};
+use hubless::config::{Listen, Seed};
+use hubless::handle::Handle;
+use hubless::id::{Epoch, NodeId, Run};
+use hubless::{
+    Cursor, Delivery, Draft, Event, Filter, Gap, GapReason, Node, PAYLOAD_BYTES_MAX, PeerState, PublishError, Room,
+    Stopped, Subscription,
+};
+use tokio::time::timeout;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const LOCALHOST: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+#[test]
+fn publisher_goes_on_while_eight_peers_come_and_go_and_a_ninth_misses_nothing() {
+    alone(async {
+        let span = Duration::from_secs(if soak::wanted() { 60 } else { 5 });
+        let mut claim = Claim::new("cluster: eight peers that come and go", 1);
+        let publisher = node("publisher", &[]).await;
+        let ninth = node("ninth", &[&publisher]).await;
+        let mut heard = ninth.subscribe("lobby").await.unwrap();
+        both_up(&publisher, &ninth).await;
+
+        let churn = Churn::begin(&publisher);
+        let reader = tokio::spawn(async move {
+            let mut next = 0;
+            loop {
+                match text_of(heard.next().await) {
+                    text if text == "end" => return next,
+                    text => assert_eq!(text.trim_start().parse(), Ok(next)),
+                }
+                next += 1;
+            }
+        });
+        let (started, mut said, mut longest) = (Instant::now(), 0, Duration::ZERO);
+        while started.elapsed() < span {
+            let drafts = (said..said + 256).map(|number| Draft::new(Room::lobby(), format!("{number:>64}"))).collect();
+            let asked = Instant::now();
+            publisher.publish_all(drafts).await.unwrap();
+            longest = longest.max(asked.elapsed());
+            said += 256;
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        let lives = churn.end();
+        publisher.publish("lobby", "end").await.unwrap();
+        let came: u64 = timeout(PATIENCE, reader).await.expect("the last message comes").unwrap();
+        claim.measured("messages", said);
+        claim.measured("messages_per_s", (said as f64 / seconds) as u64);
+        claim.measured("lives", lives);
+        claim.measured("longest_publish_ms", longest.as_millis() as u64);
+        assert_eq!(came, said, "the steady peer has every message once");
+        assert!(longest < Duration::from_secs(1), "publishing stood still for {longest:?}");
+        assert!(lives as f64 > 50.0 * seconds, "only {lives} lives: that is no coming and going");
+
+        // Those who have gone leave room for those who come.
+        let newcomer = node("newcomer", &[&publisher]).await;
+        both_up(&publisher, &newcomer).await;
+        timeout(PATIENCE, newcomer.wait_for_peers(2)).await.expect("it finds the ninth through gossip").unwrap();
+        let ghosts = || publisher.peers().iter().filter(|peer| peer.state == PeerState::OneWay).count();
+        eventually(PATIENCE, "nobody who has gone is thought to be there", || ghosts() == 0);
+    });
+}
+
+#[test]
+fn peers_that_come_and_go_are_no_news() {
+    alone(async {
+        let node = node("a", &[]).await;
+        let mut events = node.events();
+        let churn = Churn::begin(&node);
+        eventually(PATIENCE, "many have come and gone", || churn.lives() > 400);
+        churn.end();
+        eventually(PATIENCE, "all of them are known to have gone", || node.peers().is_empty());
+        assert_eq!(events.try_recv().ok(), None, "nobody hears of those who were never heard");
+    });
+}
+
+#[test]
+fn two_nodes_in_one_process_see_and_hear_each_other() {
+    alone(async {
+        let a = node("a", &[]).await;
+        let mut events = a.events();
+        let b = node("b", &[&a]).await;
+        let (mut at_a, mut at_b) = (a.subscribe("lobby").await.unwrap(), b.subscribe("lobby").await.unwrap());
+        both_up(&a, &b).await;
+        match timeout(PATIENCE, events.recv()).await.expect("news").unwrap() {
+            Event::PeerUp(peer) => {
+                assert_eq!((peer.run, &*peer.name, peer.state), (b.info().run, "b", PeerState::Up));
+            }
+            other => panic!("{other:?}"),
+        }
+        let from_a = a.publish("lobby", "from a").await.unwrap();
+        let from_b = b.publish("lobby", "from b").await.unwrap();
+        for ear in [&mut at_a, &mut at_b] {
+            let mut came = [message(ear).await, message(ear).await];
+            came.sort_by_key(|message| message.payload.text() == Some("from b"));
+            let [one, other] = came;
+            assert_eq!((one.id, &*one.name, one.payload.text()), (from_a.id, "a", Some("from a")));
+            assert_eq!((other.id, &*other.name, other.payload.text()), (from_b.id, "b", Some("from b")));
+        }
+        assert_eq!(timeout(PATIENCE, a.held_by(from_a.id, 1)).await.expect("b holds it"), Ok(1));
+    });
+}
+
+#[test]
+fn shutdown_says_goodbye_and_ends_everything() {
+    alone(async {
+        let (a, b) = pair().await;
+        let (mut events, mut at_b) = (a.events(), b.subscribe("lobby").await.unwrap());
+        let run = b.info().run;
+        b.publish("lobby", "last words").await.unwrap();
+        let stopping = Instant::now();
+        b.shutdown().await;
+        loop {
+            match timeout(PATIENCE, events.recv()).await.expect("news").unwrap() {
+                Event::PeerDown(peer) => break assert_eq!(peer.run, run),
+                // B may have been up to the one before the other; ill it never was.
+                other => assert!(matches!(other, Event::PeerUp(_)), "{other:?}"),
+            }
+        }
+        // Silence alone would need 8 s.
+        assert!(stopping.elapsed() < Duration::from_secs(2), "goodbye came after {:?}", stopping.elapsed());
+        assert!(a.peers().iter().any(|peer| peer.run == run && peer.state == PeerState::Down));
+        TcpListener::bind(b.info().listen).expect("the port is free as soon as it has stopped");
+        assert_eq!(text_of(at_b.next().await), "last words");
+        assert_eq!(at_b.next().await, None);
+        assert_eq!(b.publish("lobby", "too late").await, Err(PublishError::Stopped));
+        assert_eq!(b.wait_for_peers(1).await, Err(Stopped));
+        b.shutdown().await;
+    });
+}
+
+#[test]
+fn dropping_the_last_handle_stops_the_node() {
+    alone(async {
+        let (a, b) = pair().await;
+        let (listen, run) = (b.info().listen, b.info().run);
+        let mut reader = b.subscribe("lobby").await.unwrap();
+        let clone = b.clone();
+        drop(b);
+        clone.publish("lobby", "a clone is as good").await.unwrap();
+        assert_eq!(message(&mut reader).await.payload.text(), Some("a clone is as good"));
+        drop(clone);
+        // A reader does not keep it alive.
+        assert_eq!(timeout(PATIENCE, reader.next()).await.expect("the end"), None);
+        eventually(PATIENCE, "the port is free", || TcpListener::bind(listen).is_ok());
+        let down = || a.peers().iter().any(|peer| peer.run == run && peer.state == PeerState::Down);
+        eventually(Duration::from_secs(2), "it said goodbye", down);
+    });
+}
+
+#[test]
+fn reader_of_a_prefix_gets_its_rooms_and_no_others() {
+    alone(async {
+        let (a, b) = pair().await;
+        let (mut sensors, mut all) =
+            (b.subscribe_prefix("sensors.").await.unwrap(), b.subscribe_prefix("").await.unwrap());
+        let said = ["lobby", "sensors.attic", "sensors", "sensors2.x", "sensors.cellar.north"];
+        for room in said {
+            a.publish(room, room).await.unwrap();
+        }
+        for expected in ["sensors.attic", "sensors.cellar.north"] {
+            assert_eq!(message(&mut sensors).await.room.as_str(), expected);
+        }
+        for expected in said {
+            assert_eq!(message(&mut all).await.room.as_str(), expected);
+        }
+        assert!(matches!(a.subscribe("Not a room").await, Err(PublishError::Room(_))));
+    });
+}
+
+#[test]
+fn slow_reader_is_told_how_many_it_missed_while_another_gets_all() {
+    alone(async {
+        const COUNT: u64 = 1_000; // Twice what a reader's queue holds.
+        let (a, b) = pair().await;
+        let mut slow = b.subscribe("lobby").await.unwrap();
+        let mut quick = b.subscribe("lobby").await.unwrap();
+        let quick = tokio::spawn(async move {
+            for number in 0..COUNT {
+                assert!(text_of(quick.next().await).starts_with(&format!("{number} ")));
+            }
+        });
+        for number in 0..COUNT {
+            a.publish("lobby", format!("{number} {}", "x".repeat(64 * 1024))).await.unwrap();
+            // What is of another room is not counted.
+            a.publish("elsewhere", "y").await.unwrap();
+        }
+        timeout(PATIENCE, quick).await.expect("the quick reader has all").unwrap();
+        let mut came = 0;
+        let missing = loop {
+            match slow.next().await.unwrap() {
+                Delivery::Message(message) => {
+                    assert!(message.payload.text().unwrap().starts_with(&format!("{came} ")));
+                    came += 1;
+                }
+                Delivery::Gap(Gap { missing, reason }) => {
+                    assert_eq!(reason, GapReason::Slow);
+                    break missing;
+                }
+            }
+        };
+        assert!(came > 0 && missing > 0);
+        assert_eq!(came + missing, COUNT);
+        a.publish("lobby", "now it reads").await.unwrap();
+        assert_eq!(text_of(slow.next().await), "now it reads");
+    });
+}
+
+#[test]
+fn payload_beyond_the_limit_is_refused_and_one_at_the_limit_arrives() {
+    alone(async {
+        let (a, b) = pair().await;
+        let mut at_b = b.subscribe("lobby").await.unwrap();
+        let refused = a.publish("lobby", vec![7; PAYLOAD_BYTES_MAX + 1]).await;
+        assert_eq!(refused, Err(PublishError::TooLarge { bytes: PAYLOAD_BYTES_MAX + 1, max: PAYLOAD_BYTES_MAX }));
+        let lobby = |bytes: usize| Draft::new(Room::lobby(), vec![7; bytes]);
+        assert!(a.publish_all(vec![lobby(1), lobby(PAYLOAD_BYTES_MAX + 1)]).await.is_err());
+        a.publish("lobby", vec![8; PAYLOAD_BYTES_MAX]).await.unwrap();
+        assert_eq!(message(&mut at_b).await.payload.bytes()[..], vec![8; PAYLOAD_BYTES_MAX]);
+    });
+}
+
+#[test]
+fn reader_that_takes_its_cursor_from_node_to_node_loses_and_doubles_nothing() {
+    alone(async {
+        const COUNT: usize = 3_000;
+        let (a, b) = pair().await;
+        let mut reader = a.subscribe("lobby").await.unwrap();
+        let writers = [&a, &b].map(|node| {
+            let node = node.clone();
+            tokio::spawn(async move {
+                for number in 0..COUNT {
+                    let text = format!("{} {number}", node.info().name);
+                    // Batches of several entries: a cursor stands within them, too.
+                    let elsewhere = Draft::new("elsewhere".try_into().unwrap(), "y");
+                    node.publish_all(vec![elsewhere, Draft::new(Room::lobby(), text)]).await.unwrap();
+                }
+            })
+        });
+        let mut next = std::collections::HashMap::from([("a", 0), ("b", 0)]);
+        let mut nodes = [&b, &a].into_iter().cycle();
+        for read in 1..=2 * COUNT {
+            let came = message(&mut reader).await;
+            let (name, number) = came.payload.text().unwrap().split_once(' ').unwrap();
+            let expected = next.get_mut(name).unwrap();
+            assert_eq!(number.parse(), Ok(*expected), "of {name}, as message {read}");
+            *expected += 1;
+            if read % 97 == 0 {
+                let cursor: Cursor = reader.cursor().to_string().parse().unwrap();
+                reader = nodes.next().unwrap().resume(Filter::Room(Room::lobby()), cursor).await.unwrap();
+            }
+        }
+        for writer in writers {
+            writer.await.unwrap();
+        }
+        for node in [&a, &b] {
+            node.publish("lobby", "nothing more").await.unwrap();
+            assert_eq!(message(&mut reader).await.payload.text(), Some("nothing more"));
+        }
+    });
+}
+
+#[test]
+fn nonsense_of_a_peer_is_counted_and_dropped_and_harms_nobody() {
+    alone(async {
+        let listener = TcpListener::bind(LOCALHOST).unwrap();
+        let address = listener.local_addr().unwrap();
+        let a = start("a", vec![seed(address)]).await;
+        let mut at_a = a.subscribe_prefix("").await.unwrap();
+        let face = Face { run: raw::run(1), mesh: MESH, port: address.port() };
+        let mut peer = Raw::answer(listener.accept().unwrap().0, &face).unwrap();
+        eventually(PATIENCE, "it is dialled, found to be there, and heard", || {
+            peer.say(b"mesh", &[hubless::wire::WIRE_VERSION, 0, 0, 0, 0]).unwrap(); // A heartbeat without news.
+            a.peers().iter().any(|shown| shown.run == face.run)
+        });
+
+        let version = hubless::wire::WIRE_VERSION;
+        let large = vec![version; 300 * 1024];
+        for (topic, body, reason) in [
+            (&b"chat"[..], &[version, 1, 2, 3][..], "batch"),
+            (b"chat", &large, "batch"),
+            (b"chatter", b"hi", "version"),
+            (b"chat", b"", "length"),
+            (b"chat", &[version + 1], "batch"),
+            (b"mesh", &[version + 1], "version"),
+            (b"mesh", &[version, 0xff, 0xff], "body"),
+            (b"mesh", &[version, 8, 0, 0], "body"),
+            (b"to.somebody", &[version], "topic"),
+        ] {
+            let before = malformed(&a, reason);
+            peer.say(topic, body).unwrap();
+            eventually(PATIENCE, &format!("{topic:?} is counted as {reason}"), || malformed(&a, reason) == before + 1);
+        }
+        // The link stood all this; a frame beyond the limit ends it.
+        let cut = r#"hubless_cut_total{reason="malformed"} 1"#;
+        assert!(!a.metrics().encode().contains(cut));
+        peer.write(&[2, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]).unwrap();
+        eventually(PATIENCE, "the connection is cut", || a.metrics().encode().contains(cut));
+        assert_eq!(malformed(&a, "frame_length"), 1);
+        assert!(peer.read_until(Instant::now() + PATIENCE).is_err());
+
+        let b = node("b", &[&a]).await;
+        both_up(&a, &b).await;
+        b.publish("lobby", "sense").await.unwrap();
+        assert_eq!(text_of(at_a.next().await), "sense");
+    });
+}
+
+const MESH: &str = "cluster";
+
+/// Runs a test while no other one of this program does.
+fn alone(test: impl Future<Output = ()>) {
+    let _alone = one_at_a_time();
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(test);
+}
+
+/// A node on loopback that knows these.
+async fn node(name: &str, seeds: &[&Handle]) -> Handle {
+    start(name, seeds.iter().map(|node| seed(node.info().listen)).collect()).await
+}
+
+async fn start(name: &str, seeds: Vec<Seed>) -> Handle {
+    let builder = Node::builder().mesh(MESH).name(name).listen(Listen::At(LOCALHOST)).mdns(false);
+    builder.seeds(seeds).start().await.unwrap()
+}
+
+fn seed(address: SocketAddr) -> Seed {
+    Seed { host: address.ip().to_string(), port: address.port() }
+}
+
+/// Two nodes that are up to each other.
+async fn pair() -> (Handle, Handle) {
+    let a = node("a", &[]).await;
+    let b = node("b", &[&a]).await;
+    both_up(&a, &b).await;
+    (a, b)
+}
+
+async fn both_up(a: &Handle, b: &Handle) {
+    for (node, peer) in [(a, b), (b, a)] {
+        timeout(PATIENCE, node.wait_for_peers(1)).await.expect("a peer comes up").unwrap();
+        let run = peer.info().run;
+        let up = || node.peers().iter().any(|peer| peer.run == run && peer.state == PeerState::Up);
+        eventually(PATIENCE, "the peer is up", up);
+    }
+}
+
+async fn message(reader: &mut Subscription) -> hubless::Message {
+    match timeout(PATIENCE, reader.next()).await.expect("a message comes") {
+        Some(Delivery::Message(message)) => message,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[track_caller]
+fn text_of(delivery: Option<Delivery>) -> String {
+    match delivery {
+        Some(Delivery::Message(message)) => message.payload.text().unwrap().to_owned(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// How many malformed messages were counted for this reason, as Prometheus would see it.
+fn malformed(node: &Handle, reason: &str) -> u64 {
+    let begin = format!(r#"hubless_malformed_total{{reason="{reason}"}} "#);
+    let text = node.metrics().encode();
+    text.lines().find_map(|line| line.strip_prefix(&begin)).map_or(0, |count| count.parse().unwrap())
+}
+
+/// Eight peers that call a node, subscribe all that a node does, read for 10 ms, and come again as somebody else.
+struct Churn {
+    stop: std::sync::Arc<Lives>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Lives {
+    stopped: AtomicBool,
+    count: AtomicU64,
+}
+
+impl Churn {
+    fn begin(node: &Handle) -> Churn {
+        let (address, stop) = (node.info().listen, std::sync::Arc::<Lives>::default());
+        let threads = (1..=8).map(|peer| {
+            let lives = stop.clone();
+            std::thread::spawn(move || {
+                // Bound, and not listened on: whoever dials back is refused.
+                let door = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+                door.bind(&LOCALHOST.into()).unwrap();
+                let port = door.local_addr().unwrap().as_socket().unwrap().port();
+                for life in 1.. {
+                    if lives.stopped.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    let run = Run { node: NodeId([peer; 32]), epoch: Epoch(life) };
+                    let end = Instant::now() + Duration::from_millis(10);
+                    let mut caller = Raw::call(address, &Face { run, mesh: MESH, port }).expect("a handshake");
+                    for topic in ["chat", "mesh", &hubless::wire::topic_to(run)] {
+                        caller.subscribe(topic).expect("it takes subscriptions");
+                    }
+                    caller.read_until(end).expect("the node does not hang up");
+                    lives.count.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        });
+        Churn { stop: stop.clone(), threads: threads.collect() }
+    }
+
+    /// Lives that are over.
+    fn lives(&self) -> u64 {
+        self.stop.count.load(Ordering::Relaxed)
+    }
+
+    /// Ends it and answers the lives there were.
+    fn end(mut self) -> u64 {
+        self.stop.stopped.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            thread.join().expect("a peer that came and went was treated well");
+        }
+        self.lives()
+    }
+}
+
+impl Drop for Churn {
+    fn drop(&mut self) {
+        self.stop.stopped.store(true, Ordering::Relaxed);
+    }
+}
