@@ -40,7 +40,6 @@ compile_error!("hubless runs on Linux and macOS; Windows is not supported");
 #[doc = include_str!("ARCHITECTURE.md")]
 pub mod architecture {}
 
-mod builder;
 pub mod config;
 mod data_dir;
 pub mod error;
@@ -49,7 +48,6 @@ pub mod id;
 pub mod metrics;
 mod net;
 mod node;
-mod presence;
 pub mod replica;
 #[cfg(feature = "sim")]
 pub mod sim;
@@ -58,11 +56,11 @@ pub mod subscription;
 pub mod web;
 pub mod wire;
 
-pub use builder::{Builder, Node};
 pub use config::{Config, Listen, Seed};
 pub use error::{PublishError, StartError, Stopped};
 pub use handle::{Event, Handle, Peer, PeerState, Published};
 pub use id::{EntryId, Room};
+pub use node::start::{Builder, Node};
 pub use replica::batch::{Draft, PAYLOAD_BYTES_MAX, Payload};
 pub use replica::version::Cursor;
 pub use subscription::{Delivery, Filter, Gap, GapReason, Message, Subscription};

@@ -40,7 +40,6 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ),
     ("net", &["id", "metrics", "error", "config", "wire", "replica::message", "replica::batch"]),
     ("node", &["id", "metrics", "replica", "error", "config", "data_dir", "wire", "net", "subscription", "handle"]),
-    ("builder", &["error", "config", "handle", "node"]),
     ("web", &["id", "metrics", "error", "config", "handle", "::"]),
     ("cli", &[]),
     ("main", &["cli"]),

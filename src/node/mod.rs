@@ -12,35 +12,35 @@
 //!
 //! A publish waits in its channel while [`Flow::Wait`] holds; everything waits while all readers that read are full.
 
+mod presence;
+pub(crate) mod start;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use ed25519_dalek::SigningKey;
-use tokio::sync::{Notify, Semaphore, broadcast, mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
-use crate::config::Config;
 use crate::data_dir::DataDir;
-use crate::error::{PublishError, StartError};
-use crate::handle::{Ask, Event, FoundBy, Handle, Info, Inner, Peer, PeerState, Published, State, Submission, Window};
-use crate::id::{EntryId, Epoch, NodeId, Run, Seq};
+use crate::error::PublishError;
+use crate::handle::{Ask, Event, FoundBy, Peer, PeerState, Published, State, Submission, Window};
+use crate::id::{EntryId, Run, Seq};
 use crate::metrics::{Metrics, count};
-
 use crate::net::discovery::interfaces::Survey;
 use crate::net::discovery::ladder::Ladder;
-use crate::net::discovery::memory::{self, Memory};
-use crate::net::discovery::{self, Candidate, Discovery, gossip_fit};
-use crate::net::{DialError, Flow, LinkId, Net, NetEvent, NetOptions};
-use crate::presence::Presence;
+use crate::net::discovery::memory::Memory;
+use crate::net::discovery::{Candidate, Discovery, gossip_fit};
+use crate::net::{DialError, Flow, LinkId, Net, NetEvent};
 use crate::replica::clock::{Mono, Now};
 use crate::replica::event::{Input, Missing, Notice, Output, Timing, To};
 use crate::replica::liveness::Status;
 use crate::replica::message::Message;
 use crate::replica::version::Cursor;
-use crate::replica::{KnownKey, Replica, WINDOW_BYTES_MAX};
+use crate::replica::{KnownKey, Replica};
 use crate::subscription::{Feed, Filter, Gap, GapReason, Item, Subscription, queue};
 use crate::wire;
+use presence::Presence;
 
 /// Publishes that wait for the loop; a further one waits in its caller.
 const SUBMISSIONS_MAX: usize = 256;
@@ -123,106 +123,6 @@ enum Wake {
 }
 
 impl Loop {
-    /// Opens the folder, the sockets and discovery. To be run on a single-threaded runtime, as [`Loop::run`].
-    pub(crate) async fn start(config: Config) -> Result<(Loop, Handle), StartError> {
-        let data_dir = config.data_dir.as_deref().map(DataDir::open).transpose()?;
-        let random = |what| move |error: getrandom::Error| StartError::System { what, source: error.into() };
-        let identity = match &data_dir {
-            Some(data_dir) => data_dir.identity()?,
-            None => {
-                let mut secret = [0; 32];
-                getrandom::fill(&mut secret).map_err(random("no random identity"))?;
-                SigningKey::from_bytes(&secret)
-            }
-        };
-        let epoch = getrandom::u64().map_err(random("no random epoch"))?;
-        let seed = getrandom::u64().map_err(random("no random seed"))?;
-        let run = Run { node: NodeId(identity.verifying_key().to_bytes()), epoch: Epoch(epoch) };
-        let metrics = Metrics::new();
-        let folder = data_dir.as_ref().map(|data_dir| data_dir.path().to_path_buf());
-        let last_port = folder.as_deref().and_then(memory::load_port);
-        let mesh: Arc<str> = config.mesh.as_str().into();
-        let name: Arc<str> = config.name.as_str().into();
-
-        let (net_events, net_inbox) = mpsc::channel(NET_EVENTS_MAX);
-        let options = NetOptions { run, mesh: mesh.clone(), listen: config.listen, last_port };
-        let net = Net::start(options, metrics.clone(), net_events).await?;
-        let listen = net.listen();
-        if let Some(folder) = &folder
-            && let Err(error) = memory::save_port(folder, listen.port()).await
-        {
-            tracing::warn!(%error, "cannot remember the port");
-        }
-        let (discovery, candidates) = Discovery::start(discovery::Options {
-            run,
-            mesh: config.mesh.clone(),
-            version: wire::WIRE_VERSION,
-            listen,
-            interfaces: config.interfaces,
-            seeds: config.seeds,
-            mdns: config.mdns,
-        })?;
-        let survey = discovery.survey();
-        let started = Instant::now();
-        let mut ladder = Ladder::new(run, &config.mesh, wire::WIRE_VERSION, seed);
-        let memory = folder.as_deref().map(Memory::load);
-        for candidate in memory.iter().flat_map(Memory::candidates) {
-            ladder.found(started, candidate);
-        }
-
-        let (publish, publish_inbox) = mpsc::channel(SUBMISSIONS_MAX);
-        let (ask, ask_inbox) = mpsc::channel(ASKS_MAX);
-        let (peers, peers_seen) = watch::channel(Arc::from([]));
-        let (events, _) = broadcast::channel(EVENTS_MAX);
-        let (addresses, interfaces) = {
-            let survey = survey.borrow();
-            (survey.addresses(), survey.interfaces().to_vec())
-        };
-        let info = Info {
-            run,
-            name: name.clone(),
-            mesh,
-            listen,
-            addresses: addresses.as_slice().into(),
-            interfaces: interfaces.into(),
-            data_dir: folder,
-        };
-        let inner = Inner {
-            info,
-            publish,
-            ask,
-            peers: peers_seen,
-            events: events.clone(),
-            metrics: metrics.clone(),
-            aside: Semaphore::new(1),
-        };
-        let mut replica = Replica::new(now(started), run, name, seed, WINDOW_BYTES_MAX);
-        replica.handle(now(started), Input::Endpoints(addresses));
-        let node = Loop {
-            mesh: config.mesh.as_str().into(),
-            replica,
-            ladder,
-            net,
-            discovery,
-            survey,
-            memory,
-            _data_dir: data_dir,
-            inbox: Inbox { publish: publish_inbox, ask: ask_inbox, net: net_inbox, candidates },
-            feeds: Vec::new(),
-            drained: Arc::new(Notify::new()),
-            links: HashMap::new(),
-            links_made: 0,
-            presence: Presence::new(peers, events),
-            held_asks: Vec::new(),
-            metrics,
-            started,
-            pinged: started,
-            saved: started,
-            peers_changed: true,
-        };
-        Ok((node, Handle::new(inner)))
-    }
-
     /// Runs until it is told to stop or no handle is left.
     pub(crate) async fn run(mut self) {
         let mut tick = started_at(self.started, TICK);
@@ -695,7 +595,7 @@ impl Loop {
         self.count();
         tokio::join!(self.discovery.shutdown(), self.net.close());
         // Whoever waits for peers waits in vain.
-        self.peers.send_replace(Arc::from([]));
+        self.presence.end();
     }
 }
 

@@ -113,6 +113,13 @@ impl Presence {
     }
 }
 
+impl Presence {
+    /// The node stops: nobody is there any more.
+    pub(crate) fn end(&self) {
+        self.peers.send_replace(Arc::from([]));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,0 +1,224 @@
+//! Starts a node: its options, the thread it lives on, and everything that the loop owns.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ed25519_dalek::SigningKey;
+use tokio::sync::{Notify, Semaphore, broadcast, mpsc, oneshot, watch};
+
+use super::presence::Presence;
+use super::{ASKS_MAX, EVENTS_MAX, Inbox, Loop, NET_EVENTS_MAX, SUBMISSIONS_MAX, now};
+use crate::config::{Config, Listen, Seed};
+use crate::data_dir::DataDir;
+use crate::error::StartError;
+use crate::handle::{Handle, Info, Inner};
+use crate::id::{Epoch, NodeId, Run};
+use crate::metrics::Metrics;
+use crate::net::discovery::ladder::Ladder;
+use crate::net::discovery::memory::{self, Memory};
+use crate::net::discovery::{self, Discovery};
+use crate::net::{Net, NetOptions};
+use crate::replica::event::Input;
+use crate::replica::{Replica, WINDOW_BYTES_MAX};
+use crate::wire;
+
+/// The way to start a node: [`Node::builder`].
+#[derive(Debug)]
+pub struct Node;
+
+impl Node {
+    /// A node with the defaults of [`Config`], to be told more and started.
+    pub fn builder() -> Builder {
+        Builder { config: Config::default() }
+    }
+}
+
+/// What a node is told before it starts.
+#[derive(Clone, Debug, Default)]
+pub struct Builder {
+    config: Config,
+}
+
+impl Builder {
+    /// All options at once.
+    pub fn config(mut self, config: Config) -> Builder {
+        self.config = config;
+        self
+    }
+
+    /// Nodes of different meshes ignore each other.
+    pub fn mesh(mut self, mesh: &str) -> Builder {
+        self.config.mesh = mesh.into();
+        self
+    }
+
+    /// The display name.
+    pub fn name(mut self, name: &str) -> Builder {
+        self.config.name = name.into();
+        self
+    }
+
+    /// Where peers reach this node.
+    pub fn listen(mut self, listen: Listen) -> Builder {
+        self.config.listen = listen;
+        self
+    }
+
+    /// Nodes to dial besides what discovery finds.
+    pub fn seeds(mut self, seeds: Vec<Seed>) -> Builder {
+        self.config.seeds = seeds;
+        self
+    }
+
+    /// Whether to announce and look for nodes through mDNS.
+    pub fn mdns(mut self, mdns: bool) -> Builder {
+        self.config.mdns = mdns;
+        self
+    }
+
+    /// Names or addresses of the interfaces to use; empty: all but known virtual ones.
+    pub fn interfaces(mut self, interfaces: Vec<String>) -> Builder {
+        self.config.interfaces = interfaces;
+        self
+    }
+
+    /// Where identity and remembered peers live; none: the identity lasts for the run.
+    pub fn data_dir(mut self, data_dir: Option<PathBuf>) -> Builder {
+        self.config.data_dir = data_dir;
+        self
+    }
+
+    /// Starts the node on a thread of its own, and answers when peers can reach it. Works on any runtime.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing of the node is left running.
+    pub async fn start(self) -> Result<Handle, StartError> {
+        self.config.check()?;
+        let (started, start) = oneshot::channel();
+        let thread = std::thread::Builder::new().name("hubless".into());
+        let system = |what| move |source| StartError::System { what, source };
+        let spawned = thread.spawn(move || {
+            let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime,
+                Err(source) => return drop(started.send(Err(system("no runtime for the node")(source)))),
+            };
+            runtime.block_on(async move {
+                match Loop::start(self.config).await {
+                    // Whoever gave up waiting has dropped the handle, and with it the node.
+                    Ok((node, handle)) => {
+                        drop(started.send(Ok(handle)));
+                        node.run().await;
+                    }
+                    Err(error) => drop(started.send(Err(error))),
+                }
+            });
+        });
+        spawned.map_err(system("no thread for the node"))?;
+        let died = || system("the node's thread")(std::io::Error::other("it died while the node started"));
+        start.await.unwrap_or_else(|_| Err(died()))
+    }
+}
+
+impl Loop {
+    /// Opens the folder, the sockets and discovery.
+    async fn start(config: Config) -> Result<(Loop, Handle), StartError> {
+        let data_dir = config.data_dir.as_deref().map(DataDir::open).transpose()?;
+        let random = |what| move |error: getrandom::Error| StartError::System { what, source: error.into() };
+        let identity = match &data_dir {
+            Some(data_dir) => data_dir.identity()?,
+            None => {
+                let mut secret = [0; 32];
+                getrandom::fill(&mut secret).map_err(random("no random identity"))?;
+                SigningKey::from_bytes(&secret)
+            }
+        };
+        let epoch = getrandom::u64().map_err(random("no random epoch"))?;
+        let seed = getrandom::u64().map_err(random("no random seed"))?;
+        let run = Run { node: NodeId(identity.verifying_key().to_bytes()), epoch: Epoch(epoch) };
+        let metrics = Metrics::new();
+        let folder = data_dir.as_ref().map(|data_dir| data_dir.path().to_path_buf());
+        let last_port = folder.as_deref().and_then(memory::load_port);
+        let mesh: Arc<str> = config.mesh.as_str().into();
+        let name: Arc<str> = config.name.as_str().into();
+
+        let (net_events, net_inbox) = mpsc::channel(NET_EVENTS_MAX);
+        let options = NetOptions { run, mesh: mesh.clone(), listen: config.listen, last_port };
+        let net = Net::start(options, metrics.clone(), net_events).await?;
+        let listen = net.listen();
+        if let Some(folder) = &folder
+            && let Err(error) = memory::save_port(folder, listen.port()).await
+        {
+            tracing::warn!(%error, "cannot remember the port");
+        }
+        let (discovery, candidates) = Discovery::start(discovery::Options {
+            run,
+            mesh: config.mesh.clone(),
+            version: wire::WIRE_VERSION,
+            listen,
+            interfaces: config.interfaces,
+            seeds: config.seeds,
+            mdns: config.mdns,
+        })?;
+        let survey = discovery.survey();
+        let started = Instant::now();
+        let mut ladder = Ladder::new(run, &config.mesh, wire::WIRE_VERSION, seed);
+        let memory = folder.as_deref().map(Memory::load);
+        for candidate in memory.iter().flat_map(Memory::candidates) {
+            ladder.found(started, candidate);
+        }
+
+        let (publish, publish_inbox) = mpsc::channel(SUBMISSIONS_MAX);
+        let (ask, ask_inbox) = mpsc::channel(ASKS_MAX);
+        let (peers, peers_seen) = watch::channel(Arc::from([]));
+        let (events, _) = broadcast::channel(EVENTS_MAX);
+        let (addresses, interfaces) = {
+            let survey = survey.borrow();
+            (survey.addresses(), survey.interfaces().to_vec())
+        };
+        let info = Info {
+            run,
+            name: name.clone(),
+            mesh,
+            listen,
+            addresses: addresses.as_slice().into(),
+            interfaces: interfaces.into(),
+            data_dir: folder,
+        };
+        let inner = Inner {
+            info,
+            publish,
+            ask,
+            peers: peers_seen,
+            events: events.clone(),
+            metrics: metrics.clone(),
+            aside: Semaphore::new(1),
+        };
+        let mut replica = Replica::new(now(started), run, name, seed, WINDOW_BYTES_MAX);
+        replica.handle(now(started), Input::Endpoints(addresses));
+        let node = Loop {
+            mesh: config.mesh.as_str().into(),
+            replica,
+            ladder,
+            net,
+            discovery,
+            survey,
+            memory,
+            _data_dir: data_dir,
+            inbox: Inbox { publish: publish_inbox, ask: ask_inbox, net: net_inbox, candidates },
+            feeds: Vec::new(),
+            drained: Arc::new(Notify::new()),
+            links: HashMap::new(),
+            links_made: 0,
+            presence: Presence::new(peers, events),
+            held_asks: Vec::new(),
+            metrics,
+            started,
+            pinged: started,
+            saved: started,
+            peers_changed: true,
+        };
+        Ok((node, Handle::new(inner)))
+    }
+}
