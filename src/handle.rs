@@ -34,6 +34,7 @@ pub(crate) struct Inner {
     pub publish: mpsc::Sender<Submission>,
     pub ask: mpsc::Sender<Ask>,
     pub peers: watch::Receiver<Arc<[Peer]>>,
+    pub addresses: watch::Receiver<Arc<[SocketAddr]>>,
     pub events: broadcast::Sender<Event>,
     pub metrics: Metrics,
     /// One who decodes the whole window at a time.
@@ -51,9 +52,7 @@ pub struct Info {
     pub mesh: Arc<str>,
     /// Where it listens for peers, with the real port.
     pub listen: SocketAddr,
-    /// Addresses at which peers can reach it now.
-    pub addresses: Arc<[SocketAddr]>,
-    /// Interfaces that discovery uses, and those passed over, with the reason.
+    /// Interfaces that discovery used at the start, and those passed over, with the reason.
     pub interfaces: Arc<[Interface]>,
     /// Its data folder, if it has one.
     pub data_dir: Option<PathBuf>,
@@ -188,6 +187,8 @@ pub enum Event {
     PeerCut(Peer),
     /// Another process runs with a copy of this node's data folder.
     Cloned(Peer),
+    /// Interfaces came or went: these are the addresses at which peers can reach this node now.
+    Addresses(Arc<[SocketAddr]>),
 }
 
 /// A stretch of messages, ascending by time.
@@ -324,6 +325,11 @@ impl Handle {
 
     async fn open(&self, filter: Filter, after: Option<Cursor>) -> Result<Subscription, Stopped> {
         self.ask(|reply| Ask::Subscribe { filter, after, reply }).await
+    }
+
+    /// The addresses at which peers can reach this node now.
+    pub fn addresses(&self) -> Arc<[SocketAddr]> {
+        self.inner.addresses.borrow().clone()
     }
 
     /// All peers known, sorted by name.

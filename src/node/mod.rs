@@ -478,6 +478,7 @@ impl Loop {
     fn interfaces_changed(&mut self) {
         let addresses = self.survey.borrow_and_update().addresses();
         self.ladder.interfaces_changed(Instant::now());
+        self.presence.reached_at(&addresses);
         self.feed(Input::Endpoints(addresses));
     }
 

@@ -25,6 +25,7 @@ pub(crate) struct Presence {
     known: HashMap<Run, Known>,
     apart: HashMap<Run, Apart>,
     peers: watch::Sender<Arc<[Peer]>>,
+    addresses: watch::Sender<Arc<[SocketAddr]>>,
     events: broadcast::Sender<Event>,
 }
 
@@ -44,8 +45,24 @@ struct Apart {
 }
 
 impl Presence {
-    pub(crate) fn new(peers: watch::Sender<Arc<[Peer]>>, events: broadcast::Sender<Event>) -> Presence {
-        Presence { known: HashMap::new(), apart: HashMap::new(), peers, events }
+    pub(crate) fn new(
+        peers: watch::Sender<Arc<[Peer]>>,
+        addresses: watch::Sender<Arc<[SocketAddr]>>,
+        events: broadcast::Sender<Event>,
+    ) -> Presence {
+        Presence { known: HashMap::new(), apart: HashMap::new(), peers, addresses, events }
+    }
+
+    /// Peers reach this node at these addresses now.
+    pub(crate) fn reached_at(&self, addresses: &[SocketAddr]) {
+        let changed = |known: &mut Arc<[SocketAddr]>| {
+            let changed = **known != *addresses;
+            *known = addresses.into();
+            changed
+        };
+        if self.addresses.send_if_modified(changed) {
+            self.tell(Event::Addresses(addresses.into()));
+        }
     }
 
     /// Tells whoever listens; nobody may.
@@ -135,7 +152,8 @@ mod tests {
     fn one_way_is_told_once_and_only_if_it_lasts() {
         let (events, mut told) = broadcast::channel(16);
         let (peers, list) = watch::channel(Arc::from([]));
-        let (mut presence, start) = (Presence::new(peers, events), Instant::now());
+        let addresses = watch::channel(Arc::from([])).0;
+        let (mut presence, start) = (Presence::new(peers, addresses, events), Instant::now());
         let mut at = |secs, state| {
             let now = start + Duration::from_secs(secs);
             presence.look(now, &peer(state));

@@ -182,15 +182,16 @@ impl Loop {
             name: name.clone(),
             mesh,
             listen,
-            addresses: addresses.as_slice().into(),
             interfaces: interfaces.into(),
             data_dir: folder,
         };
+        let (addresses_told, addresses_seen) = watch::channel(addresses.as_slice().into());
         let inner = Inner {
             info,
             publish,
             ask,
             peers: peers_seen,
+            addresses: addresses_seen,
             events: events.clone(),
             metrics: metrics.clone(),
             aside: Semaphore::new(1),
@@ -211,7 +212,7 @@ impl Loop {
             drained: Arc::new(Notify::new()),
             links: HashMap::new(),
             links_made: 0,
-            presence: Presence::new(peers, events),
+            presence: Presence::new(peers, addresses_told, events),
             held_asks: Vec::new(),
             metrics,
             started,
