@@ -348,7 +348,7 @@ mod tests {
     use futures_util::{SinkExt, StreamExt};
     use serde_json::{Value, json};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::{TcpStream, UnixStream};
+    use tokio::net::{TcpSocket, TcpStream, UnixStream};
     use tokio::sync::{broadcast, oneshot};
     use tokio_tungstenite::tungstenite::Message;
     use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -486,11 +486,14 @@ mod tests {
     type Socket = WebSocketStream<TcpStream>;
 
     async fn try_open(web: &Web, protocol: Option<&str>) -> Result<Socket, u16> {
+        open_over(TcpStream::connect(web.address().unwrap()).await.unwrap(), web, protocol).await
+    }
+
+    async fn open_over(stream: TcpStream, web: &Web, protocol: Option<&str>) -> Result<Socket, u16> {
         let mut request = format!("ws://{}/", web.address().unwrap()).into_client_request().unwrap();
         if let Some(protocol) = protocol {
             request.headers_mut().insert("sec-websocket-protocol", protocol.parse().unwrap());
         }
-        let stream = TcpStream::connect(web.address().unwrap()).await.unwrap();
         match client_async(request, stream).await {
             Ok((socket, _)) => Ok(socket),
             Err(tokio_tungstenite::tungstenite::Error::Http(answer)) => Err(answer.status().as_u16()),
@@ -554,8 +557,50 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_takes_nothing_is_cut_off() {
+    async fn a_client_that_begins_to_read_again_hears_why_it_is_let_go() {
         let (fake, web) = serve(|site| site.times.stuck = Duration::from_millis(50)).await;
+        let open = async |protocol| {
+            let stream = TcpSocket::new_v4().unwrap();
+            // A large one would take all that is said here.
+            stream.set_recv_buffer_size(64 * 1024).unwrap();
+            let stream = stream.connect(web.address().unwrap()).await.unwrap();
+            open_over(stream, &web, protocol).await.unwrap()
+        };
+        let (mut plain, mut socket) = (open(None).await, open(Some("hubless.v1")).await);
+        socket.send(Message::text(r#"{"type":"hello"}"#)).await.unwrap();
+        assert_eq!(next(&mut socket).await.unwrap()["type"], "welcome");
+        for _ in 0..64 {
+            fake.handle.publish("lobby", "x".repeat(256 * 1024)).await.unwrap();
+        }
+        // Longer than anybody else has for a close.
+        let one_gone = async {
+            while fake.handle.metrics().web_sockets.get() == 2 {
+                tokio::task::yield_now().await;
+            }
+        };
+        assert!(timeout(Duration::from_secs(2), one_gone).await.is_err(), "cut off before it could read");
+        let mut frame = next(&mut socket).await;
+        while frame.as_ref().is_ok_and(|frame| frame["type"] == "message") {
+            frame = next(&mut socket).await;
+        }
+        assert_eq!(frame, Ok(json!({ "type": "gap", "missing": 0, "reason": "slow" })));
+        assert_eq!(next(&mut socket).await, Err(1013));
+        loop {
+            match timeout(PATIENCE, plain.next()).await.expect("a frame in time") {
+                Some(Ok(Message::Close(Some(close)))) => break assert_eq!(u16::from(close.code), 1013),
+                Some(Ok(_)) => {}
+                other => panic!("{other:?} instead of a close"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_nothing_is_cut_off() {
+        let short = |site: &mut Site| {
+            site.times.stuck = Duration::from_millis(50);
+            site.times.linger = Duration::from_millis(50);
+        };
+        let (fake, web) = serve(short).await;
         let socket = join(&web).await;
         let cut = async {
             while fake.handle.metrics().web_sockets.get() > 0 {
