@@ -459,6 +459,8 @@ async fn requests_that_cannot_be_met_say_why() {
         ("GET", "/api/v1/messages/export?room=lobby", "", 404, "not_available"),
         ("GET", "/api/v1/durables", "", 404, "not_available"),
         ("GET", "/api/v1/messages/x/held", "", 400, "malformed"),
+        ("GET", "/api/v1/messages?limit=1&limit=2", "", 400, "malformed"),
+        ("GET", "/api/v1/messages/x/held?count=1&count=2", "", 400, "malformed"),
         ("POST", "/api/v1/messages", "{", 400, "malformed"),
         ("POST", "/api/v1/messages", r#"{"text":"x","room":"A"}"#, 400, "room"),
         ("POST", "/api/v1/messages", &large, 413, "too_large"),

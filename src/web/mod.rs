@@ -218,10 +218,12 @@ fn tree(site: Arc<Site>) -> impl Filter<Extract = (Response,), Error = Infallibl
     let rest = held.or(export).unify().or(durables).unify().or(publish).unify().boxed();
     let api = warp::path!("api" / "v1" / ..).and(lists.or(rest).unify());
 
-    let files =
-        path::tail().and(reads).and(warp::header::headers_cloned()).map(|path: path::Tail, _, headers: HeaderMap| {
-            assets::file(path.as_str(), &headers).unwrap_or_else(|| Failure::not_found().into_response())
-        });
+    // To be no file is a rejection like any other, else it would hide why the API did not take the request.
+    let files = path::tail().and(reads).and(warp::header::headers_cloned()).and_then(
+        |path: path::Tail, _, headers: HeaderMap| {
+            future::ready(assets::file(path.as_str(), &headers).ok_or_else(warp::reject::not_found))
+        },
+    );
     let all = guarded.and(health.or(api).unify().or(files).unify());
     all.recover(|rejection: Rejection| future::ready(Ok::<_, Infallible>(Failure::of(&rejection).into_response())))
         .unify()
