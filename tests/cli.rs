@@ -197,6 +197,8 @@ fn bad_usage_exits_with_2_and_says_why() {
         (&["--http", "127.0.0.1:0", "--no-http"], "--no-http"),
         (&["pub"], "TEXT"),
         (&["pub", "a", "b", "c"], "'c'"),
+        (&["pub", ""], "the text is empty"),
+        (&["pub", "news", ""], "the text is empty"),
         (&["pub", "No Room", "hi"], "1 to 64 of a-z"),
         (&["pub", &too_long, "hi"], "1 to 64 of a-z"),
         (&["pub", "--wait", "soon", "hi"], "duration"),

@@ -241,6 +241,7 @@ async fn bad_frames_are_answered_and_the_socket_stays() {
         (r#"{"type":"fly"}"#.into(), "malformed"),
         (r#"{"type":"send","text":7}"#.into(), "malformed"),
         (r#"{"type":"send"}"#.into(), "malformed"),
+        (r#"{"type":"send","text":""}"#.into(), "malformed"),
         (r#"{"type":"hello"}"#.into(), "malformed"),
         (r#"{"type":"ack","cursor":""}"#.into(), "not_available"),
         (r#"{"type":"send","room":"No Room","text":"x"}"#.into(), "room"),

@@ -65,6 +65,9 @@ pub async fn publish(options: Publish) -> Outcome {
         Texts::Lines { input: BufReader::new(tokio::io::stdin()), number: 0 }
     } else {
         check_len(text.len(), "the text")?;
+        if text.is_empty() {
+            return Err(Failure::usage("the text is empty"));
+        }
         Texts::One(Some(text))
     };
     let terminal = Terminal::new(&through.log);

@@ -290,6 +290,7 @@ impl Said {
         let Said { room, text, mime, data, name, client_id } = self;
         let room = room.as_deref().map_or_else(|| Ok(Room::lobby()), read_room)?;
         let payload = match (text, mime, data) {
+            (Some(text), None, None) if text.is_empty() => return Err(Failure::malformed("the text is empty")),
             (Some(text), None, None) => text.into(),
             (None, Some(mime), Some(data)) => {
                 let data = BASE64.decode(data.as_bytes()).map_err(|_| Failure::malformed("data is not base64"))?;
@@ -589,9 +590,11 @@ mod tests {
         assert_eq!(text.key, Some(Key::of_client_id("x")));
         let data = draft(r#"{"room":"x.y","type":"image/png","data":"AP8="}"#).unwrap();
         assert_eq!((data.room.as_str(), data.payload.bytes().as_ref(), data.name), ("x.y", &[0, 255][..], None));
+        assert!(draft(r#"{"type":"a/b","data":""}"#).is_ok(), "data may be empty");
         let long = "x".repeat(CLIENT_ID_BYTES_MAX + 1);
         for (body, code) in [
             (r#"{}"#.to_string(), "malformed"),
+            (r#"{"text":""}"#.into(), "malformed"),
             (r#"{"text":"a","data":"AP8="}"#.into(), "malformed"),
             (r#"{"type":"a/b","data":"%"}"#.into(), "malformed"),
             (r#"{"text":"a","client_id":""}"#.into(), "malformed"),
