@@ -257,7 +257,7 @@ async fn bad_frames_are_answered_and_the_socket_stays() {
     assert_eq!(socket.next("error").await["client_id"], "7");
     socket.send(json!({ "type": "ping" })).await;
     socket.next("pong").await;
-    socket.write("x".repeat(1024 * 1024 + 1)).await;
+    socket.write("x".repeat(2 * 1024 * 1024 + 1)).await;
     assert_eq!(socket.read().await, Err(1009));
     site.end().await;
 }
@@ -471,6 +471,18 @@ async fn requests_that_cannot_be_met_say_why() {
         assert_eq!((got, answer["error"]["code"].as_str()), (status, Some(code)), "{method} {path}: {answer}");
         assert!(answer["error"]["message"].as_str().is_some_and(|message| !message.is_empty()));
     }
+    site.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_largest_text_is_taken_however_json_writes_it() {
+    let site = site("escapes").await;
+    let longest = "\u{1}".repeat(256 * 1024);
+    site.say(&longest).await;
+    let (mut socket, _) = site.join(json!({ "type": "hello" })).await;
+    socket.send(json!({ "type": "send", "client_id": "1", "text": longest })).await;
+    let (_, message) = socket.accepted_and_heard().await;
+    assert_eq!(message["text"], longest);
     site.end().await;
 }
 

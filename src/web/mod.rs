@@ -45,9 +45,9 @@ pub use self::guard::Access;
 pub const SOCKETS_MAX: usize = 1_024;
 /// The most HTTP connections open at one [`Web`], WebSockets aside; others wait in the system's queue.
 pub const CONNECTIONS_MAX: usize = 1_024;
-/// The largest body of a request and the largest message of a WebSocket, in bytes: the largest payload in base64 or with
-/// escapes, and its fields.
-pub const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// The largest body of a request and the largest message of a WebSocket, in bytes. JSON may write each byte of the largest
+/// payload (256 KiB) as an escape of six (`\u0001`), and there are other fields beside it.
+pub const BODY_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// How long the head of a request may take, and how long a connection may be idle between two.
 const HEAD_WAIT: Duration = Duration::from_secs(30);
 /// How long connections have to end by themselves when all is closed.
