@@ -452,6 +452,9 @@ async fn requests_that_cannot_be_met_say_why() {
     let site = site("refusals").await;
     let large = json!({ "text": "x".repeat(256 * 1024 + 1) }).to_string();
     let larger = json!({ "text": "x".repeat(2 * 1024 * 1024) }).to_string();
+    let (status, answer) = site.request("POST", "/api/v1/messages", &[], "[]").await;
+    let said = answer["error"]["message"].as_str().unwrap();
+    assert!(status == 400 && said.contains("a JSON object with a text"), "{status} {said}");
     for (method, path, body, status, code) in [
         ("GET", "/nothing", "", 404, "not_found"),
         ("GET", "/../Cargo.toml", "", 404, "not_found"),

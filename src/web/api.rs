@@ -238,6 +238,7 @@ impl MessagesQuery {
 
 /// The body of `POST /api/v1/messages`, and what a `send` frame says.
 #[derive(Debug, Default, Deserialize)]
+#[serde(expecting = "a JSON object with a text, or with type and data")]
 pub(super) struct Said {
     pub room: Option<String>,
     pub text: Option<String>,

@@ -328,6 +328,7 @@ async fn hear_plain(handle: &Handle, times: &Times, source: &mut Source) -> End 
 
 /// A frame from a client; which fields it has depends on its type.
 #[derive(Debug, Default, Deserialize)]
+#[serde(expecting = "a JSON object with a type")]
 struct Incoming {
     #[serde(rename = "type")]
     kind: String,
