@@ -342,7 +342,7 @@ pub(super) struct NodeObject<'a> {
     epoch: Epoch,
     version: &'static str,
     listen: SocketAddr,
-    addresses: &'a [SocketAddr],
+    addresses: Vec<SocketAddr>,
     open: bool,
 }
 
@@ -356,7 +356,7 @@ impl NodeObject<'_> {
             epoch: info.run.epoch,
             version: env!("CARGO_PKG_VERSION"),
             listen: info.listen,
-            addresses: &info.addresses,
+            addresses: info.addresses.to_vec(),
             open: true,
         }
     }
