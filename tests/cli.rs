@@ -404,6 +404,24 @@ fn what_a_killed_node_left_behind_hinders_nobody() {
 }
 
 #[test]
+fn a_private_folder_of_a_killed_node_is_removed_by_the_next_one() {
+    let home = Home::new();
+    let folder = format!("{}/node", "x".repeat(100));
+    let killed = home.node(&[&QUIET[..], &["--no-http", "--data-dir", &folder]].concat());
+    let pointer = home.path(&folder).join("control.path");
+    assert!(eventually(|| pointer.exists()));
+    let private = PathBuf::from(read(&pointer)).parent().unwrap().to_path_buf();
+    let lock = fs::File::open(private.join("lock")).unwrap();
+    assert!(lock.try_lock().is_err(), "it is in use");
+    drop((killed, lock));
+    // What is young may be about to be locked.
+    let old = std::time::SystemTime::now() - Duration::from_secs(3_600);
+    fs::File::open(&private).unwrap().set_modified(old).unwrap();
+    let _next = home.node(&[&QUIET[..], &["--no-http"]].concat());
+    assert!(!private.exists());
+}
+
+#[test]
 fn sigterm_ends_a_node_in_order_and_in_time() {
     let home = Home::new();
     let (mut first, second) = home.pair();
