@@ -438,6 +438,10 @@ fn sigterm_ends_a_node_in_order_and_in_time() {
     browser.read_line(&mut line).unwrap();
     assert!(line.contains("101"), "{line}");
     first.signal("TERM");
+    // It said goodbye at once, while it waits for the browser, which answers nothing: nobody has to miss it first.
+    assert!(eventually(|| second.said().contains(" down")), "{}", second.said());
+    assert!(first.child.try_wait().unwrap().is_none(), "peers were told last");
+    assert!(!second.said().contains("silent"), "{}", second.said());
     let (code, took) = first.end();
     assert_eq!(code, Some(0), "{}", first.said());
     assert!(took < Duration::from_secs(5), "{took:?}");
@@ -445,9 +449,6 @@ fn sigterm_ends_a_node_in_order_and_in_time() {
     let mut rest = Vec::new();
     let _ = std::io::Read::read_to_end(&mut browser, &mut rest);
     assert!(rest.windows(4).any(|bytes| bytes[0] == 0x88 && bytes[2..] == 1001u16.to_be_bytes()), "{rest:?}");
-    // It said goodbye: nobody had to wait until it was missed.
-    assert!(eventually(|| second.said().contains(" down")), "{}", second.said());
-    assert!(!second.said().contains("silent"), "{}", second.said());
 }
 
 #[test]

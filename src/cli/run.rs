@@ -211,7 +211,7 @@ fn write_ready(path: &Path, info: &Info, http: Option<SocketAddr>) -> io::Result
 }
 
 impl Running {
-    /// First nobody comes in any more, then peers are told.
+    /// Browsers and peers are told at once: neither waits until the other has answered.
     async fn stop(self) {
         let Running { handle, web, control } = self;
         let web = async {
@@ -224,8 +224,7 @@ impl Running {
                 control.close().await;
             }
         };
-        tokio::join!(web, control);
-        handle.shutdown().await;
+        tokio::join!(web, control, handle.shutdown());
     }
 }
 
