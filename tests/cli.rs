@@ -270,6 +270,15 @@ fn a_bad_value_in_the_environment_is_named() {
 }
 
 #[test]
+fn a_variable_that_is_set_to_nothing_is_not_set() {
+    let home = Home::new();
+    let mut command = home.command(&[&QUIET[..], &["--no-http"]].concat());
+    command.envs(["HUBLESS_NAME", "HUBLESS_HTTP", "HUBLESS_NO_MDNS", "HUBLESS_CONNECT"].map(|name| (name, "")));
+    let node = home.start(command);
+    assert!(!node.text("name").is_empty());
+}
+
+#[test]
 fn an_option_beats_the_environment_and_that_beats_files() {
     let home = Home::new();
     fs::create_dir_all(home.path("config/hubless")).unwrap();
@@ -514,6 +523,8 @@ fn pub_that_nobody_takes_exits_with_3() {
     let home = Home::new();
     let output = home.hubless(&[&["pub", "--alone", "--wait", "300ms", "hi"], &QUIET[..]].concat());
     assert_refused(&output, 3, "no other node was found within 300ms: nothing was published");
+    let output = home.hubless(&[&["pub", "--alone", "--wait", "0", "hi"], &QUIET[..]].concat());
+    assert_refused(&output, 3, "within 0s: nothing was published");
     let _node = home.node(&[&QUIET[..], &["--no-http"]].concat());
     let output = home.hubless(&["pub", "--wait", "300ms", "hi"]);
     assert_refused(&output, 3, "it stays only in the memory of the node on this machine");

@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout_at};
 use super::api::Api;
 use super::join::{Joined, with_node};
 use super::options::{self, Publish, WAIT_DEFAULT};
-use super::terminal::Terminal;
+use super::terminal::{Terminal, given};
 use super::{Failure, Outcome, plain};
 
 /// Lines published that are not yet known to be with another node; reading waits beyond it.
@@ -77,7 +77,7 @@ pub async fn publish(options: Publish) -> Outcome {
         if let Some(own) = own
             && timeout_at(started + wait, own.handle.wait_for_peers(1)).await.is_err()
         {
-            return Err(Failure::nothing(format!("no other node was found within {wait:?}: nothing was published"))
+            return Err(Failure::nothing(format!("no other node was found within {}: nothing was published", given(wait)))
                 .hint("start `hubless` on another machine, or name one with `--connect HOST`"));
         }
         let (to_watch, watched) = mpsc::channel(UNHELD_MAX);
@@ -197,7 +197,7 @@ fn report(tally: &Tally, wait: Duration, own: bool, terminal: &Terminal) -> Outc
             } else {
                 "it stays only in the memory of the node on this machine"
             };
-            Err(Failure::nothing(format!("no other node is known to have {which} within {wait:?}: {rest}"))
+            Err(Failure::nothing(format!("no other node is known to have {which} within {}: {rest}", given(wait)))
                 .hint("`hubless peers` shows who is there"))
         }
     }
