@@ -329,6 +329,18 @@ fn the_ready_file_says_where_the_node_is() {
 }
 
 #[test]
+fn a_ready_file_that_cannot_be_written_is_refused_before_anything_starts() {
+    let home = Home::new();
+    fs::create_dir(home.path("folder")).unwrap();
+    for path in ["none/ready", "folder"] {
+        let output = home.hubless(&[&QUIET[..], &["--no-http", "--ready-file", path]].concat());
+        assert_refused(&output, 2, &format!("cannot write the ready file {path}: "));
+        assert!(stderr(&output).contains("hint: "));
+    }
+    assert!(!home.path("data").exists(), "nothing was started");
+}
+
+#[test]
 fn what_a_node_keeps_is_for_its_owner_only() {
     let home = Home::new();
     let node = home.node(&[&QUIET[..], &["--no-http", "--name", "ada"]].concat());
