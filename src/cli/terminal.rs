@@ -99,6 +99,15 @@ impl Terminal {
         }
     }
 
+    /// Something to do about what was shown.
+    pub fn hint(&self, hint: impl fmt::Display) {
+        match self.manner {
+            Manner::Lines => say(format_args!("{} {hint}", self.paint(YELLOW, "hint:"))),
+            Manner::Events => tracing::info!("{hint}"),
+            Manner::Silence => {}
+        }
+    }
+
     /// Who this node is and where it is reached.
     pub fn welcome(&self, info: &Info, page: Option<SocketAddr>) {
         let Info { run, name, mesh, listen, addresses, interfaces, data_dir } = info;
