@@ -191,13 +191,14 @@ fn report(tally: &Tally, wait: Duration, own: bool, terminal: &Terminal) -> Outc
             Ok(())
         }
         (_, missed) => {
-            let which = if published == 1 { "it".into() } else { format!("{missed} of {published} messages") };
-            let rest = if own {
-                "what no other node has is lost, for this command's node has ended"
-            } else {
-                "it stays only in the memory of the node on this machine"
+            let one = published == 1;
+            let which = if one { "it".into() } else { format!("{missed} of {published} messages") };
+            let rest = match (own, one) {
+                (true, _) => "what no other node has is lost, for this command's node has ended",
+                (false, true) => "it stays in this node's memory",
+                (false, false) => "they stay in this node's memory",
             };
-            Err(Failure::nothing(format!("no other node is known to have {which} within {}: {rest}", given(wait)))
+            Err(Failure::nothing(format!("no other node is known to have {which} within {}; {rest}", given(wait)))
                 .hint("`hubless peers` shows who is there"))
         }
     }
