@@ -109,8 +109,8 @@ impl Terminal {
     }
 
     /// Who this node is and where it is reached.
-    pub fn welcome(&self, info: &Info, page: Option<SocketAddr>) {
-        let Info { run, name, mesh, listen, addresses, interfaces, data_dir } = info;
+    pub fn welcome(&self, info: &Info, addresses: &[SocketAddr], page: Option<SocketAddr>) {
+        let Info { run, name, mesh, listen, addresses: _, interfaces, data_dir } = info;
         let open = "open: anyone here can read and write";
         let join = |words: Vec<String>| if words.is_empty() { "none".to_string() } else { words.join(", ") };
         let reached = join(addresses.iter().map(SocketAddr::to_string).collect());
