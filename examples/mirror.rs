@@ -1,6 +1,7 @@
 //! A home-made bridge: mirrors one room of a mesh into a room of another, so that both sides read both.
 //!
-//! What this program said itself it does not mirror back: it knows its own messages by their ids.
+//! What this program said itself it does not mirror back: it knows its own messages by their ids. So only one mirror may run
+//! between two meshes: two would mirror each other's copies for ever.
 //! `cargo run --example mirror -- MESH-A MESH-B [ROOM]`
 
 use hubless::{Draft, Handle, Node, Room, Subscription};

@@ -197,6 +197,8 @@ fn bad_usage_exits_with_2_and_says_why() {
         (&["--http", "127.0.0.1:0", "--no-http"], "--no-http"),
         (&["pub"], "TEXT"),
         (&["pub", "a", "b", "c"], "'c'"),
+        (&["pub", ""], "the text is empty"),
+        (&["pub", "news", ""], "the text is empty"),
         (&["pub", "No Room", "hi"], "1 to 64 of a-z"),
         (&["pub", &too_long, "hi"], "1 to 64 of a-z"),
         (&["pub", "--wait", "soon", "hi"], "duration"),
@@ -268,6 +270,15 @@ fn a_bad_value_in_the_environment_is_named() {
 }
 
 #[test]
+fn a_variable_that_is_set_to_nothing_is_not_set() {
+    let home = Home::new();
+    let mut command = home.command(&[&QUIET[..], &["--no-http"]].concat());
+    command.envs(["HUBLESS_NAME", "HUBLESS_HTTP", "HUBLESS_NO_MDNS", "HUBLESS_CONNECT"].map(|name| (name, "")));
+    let node = home.start(command);
+    assert!(!node.text("name").is_empty());
+}
+
+#[test]
 fn an_option_beats_the_environment_and_that_beats_files() {
     let home = Home::new();
     fs::create_dir_all(home.path("config/hubless")).unwrap();
@@ -315,6 +326,18 @@ fn the_ready_file_says_where_the_node_is() {
     let welcome = "ada on mesh lab (open: anyone here can read and write)";
     assert!(eventually(|| node.said().contains(welcome)), "{}", node.said());
     assert!(node.said().contains(&format!("http://{}/", node.text("http"))), "{}", node.said());
+}
+
+#[test]
+fn a_ready_file_that_cannot_be_written_is_refused_before_anything_starts() {
+    let home = Home::new();
+    fs::create_dir(home.path("folder")).unwrap();
+    for path in ["none/ready", "folder"] {
+        let output = home.hubless(&[&QUIET[..], &["--no-http", "--ready-file", path]].concat());
+        assert_refused(&output, 2, &format!("cannot write the ready file {path}: "));
+        assert!(stderr(&output).contains("hint: "));
+    }
+    assert!(!home.path("data").exists(), "nothing was started");
 }
 
 #[test]
@@ -402,6 +425,24 @@ fn what_a_killed_node_left_behind_hinders_nobody() {
 }
 
 #[test]
+fn a_private_folder_of_a_killed_node_is_removed_by_the_next_one() {
+    let home = Home::new();
+    let folder = format!("{}/node", "x".repeat(100));
+    let killed = home.node(&[&QUIET[..], &["--no-http", "--data-dir", &folder]].concat());
+    let pointer = home.path(&folder).join("control.path");
+    assert!(eventually(|| pointer.exists()));
+    let private = PathBuf::from(read(&pointer)).parent().unwrap().to_path_buf();
+    let lock = fs::File::open(private.join("lock")).unwrap();
+    assert!(lock.try_lock().is_err(), "it is in use");
+    drop((killed, lock));
+    // What is young may be about to be locked.
+    let old = std::time::SystemTime::now() - Duration::from_secs(3_600);
+    fs::File::open(&private).unwrap().set_modified(old).unwrap();
+    let _next = home.node(&[&QUIET[..], &["--no-http"]].concat());
+    assert!(!private.exists());
+}
+
+#[test]
 fn sigterm_ends_a_node_in_order_and_in_time() {
     let home = Home::new();
     let (mut first, second) = home.pair();
@@ -418,6 +459,10 @@ fn sigterm_ends_a_node_in_order_and_in_time() {
     browser.read_line(&mut line).unwrap();
     assert!(line.contains("101"), "{line}");
     first.signal("TERM");
+    // It said goodbye at once, while it waits for the browser, which answers nothing: nobody has to miss it first.
+    assert!(eventually(|| second.said().contains(" down")), "{}", second.said());
+    assert!(first.child.try_wait().unwrap().is_none(), "peers were told last");
+    assert!(!second.said().contains("silent"), "{}", second.said());
     let (code, took) = first.end();
     assert_eq!(code, Some(0), "{}", first.said());
     assert!(took < Duration::from_secs(5), "{took:?}");
@@ -425,9 +470,6 @@ fn sigterm_ends_a_node_in_order_and_in_time() {
     let mut rest = Vec::new();
     let _ = std::io::Read::read_to_end(&mut browser, &mut rest);
     assert!(rest.windows(4).any(|bytes| bytes[0] == 0x88 && bytes[2..] == 1001u16.to_be_bytes()), "{rest:?}");
-    // It said goodbye: nobody had to wait until it was missed.
-    assert!(eventually(|| second.said().contains(" down")), "{}", second.said());
-    assert!(!second.said().contains("silent"), "{}", second.said());
 }
 
 #[test]
@@ -493,9 +535,11 @@ fn pub_that_nobody_takes_exits_with_3() {
     let home = Home::new();
     let output = home.hubless(&[&["pub", "--alone", "--wait", "300ms", "hi"], &QUIET[..]].concat());
     assert_refused(&output, 3, "no other node was found within 300ms: nothing was published");
+    let output = home.hubless(&[&["pub", "--alone", "--wait", "0", "hi"], &QUIET[..]].concat());
+    assert_refused(&output, 3, "within 0s: nothing was published");
     let _node = home.node(&[&QUIET[..], &["--no-http"]].concat());
     let output = home.hubless(&["pub", "--wait", "300ms", "hi"]);
-    assert_refused(&output, 3, "it stays only in the memory of the node on this machine");
+    assert_refused(&output, 3, "no other node is known to have it within 300ms; it stays in this node's memory");
 }
 
 #[test]

@@ -241,6 +241,7 @@ async fn bad_frames_are_answered_and_the_socket_stays() {
         (r#"{"type":"fly"}"#.into(), "malformed"),
         (r#"{"type":"send","text":7}"#.into(), "malformed"),
         (r#"{"type":"send"}"#.into(), "malformed"),
+        (r#"{"type":"send","text":""}"#.into(), "malformed"),
         (r#"{"type":"hello"}"#.into(), "malformed"),
         (r#"{"type":"ack","cursor":""}"#.into(), "not_available"),
         (r#"{"type":"send","room":"No Room","text":"x"}"#.into(), "room"),
@@ -256,7 +257,7 @@ async fn bad_frames_are_answered_and_the_socket_stays() {
     assert_eq!(socket.next("error").await["client_id"], "7");
     socket.send(json!({ "type": "ping" })).await;
     socket.next("pong").await;
-    socket.write("x".repeat(1024 * 1024 + 1)).await;
+    socket.write("x".repeat(2 * 1024 * 1024 + 1)).await;
     assert_eq!(socket.read().await, Err(1009));
     site.end().await;
 }
@@ -451,6 +452,9 @@ async fn requests_that_cannot_be_met_say_why() {
     let site = site("refusals").await;
     let large = json!({ "text": "x".repeat(256 * 1024 + 1) }).to_string();
     let larger = json!({ "text": "x".repeat(2 * 1024 * 1024) }).to_string();
+    let (status, answer) = site.request("POST", "/api/v1/messages", &[], "[]").await;
+    let said = answer["error"]["message"].as_str().unwrap();
+    assert!(status == 400 && said.contains("a JSON object with a text"), "{status} {said}");
     for (method, path, body, status, code) in [
         ("GET", "/nothing", "", 404, "not_found"),
         ("GET", "/../Cargo.toml", "", 404, "not_found"),
@@ -459,6 +463,8 @@ async fn requests_that_cannot_be_met_say_why() {
         ("GET", "/api/v1/messages/export?room=lobby", "", 404, "not_available"),
         ("GET", "/api/v1/durables", "", 404, "not_available"),
         ("GET", "/api/v1/messages/x/held", "", 400, "malformed"),
+        ("GET", "/api/v1/messages?limit=1&limit=2", "", 400, "malformed"),
+        ("GET", "/api/v1/messages/x/held?count=1&count=2", "", 400, "malformed"),
         ("POST", "/api/v1/messages", "{", 400, "malformed"),
         ("POST", "/api/v1/messages", r#"{"text":"x","room":"A"}"#, 400, "room"),
         ("POST", "/api/v1/messages", &large, 413, "too_large"),
@@ -468,6 +474,18 @@ async fn requests_that_cannot_be_met_say_why() {
         assert_eq!((got, answer["error"]["code"].as_str()), (status, Some(code)), "{method} {path}: {answer}");
         assert!(answer["error"]["message"].as_str().is_some_and(|message| !message.is_empty()));
     }
+    site.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_largest_text_is_taken_however_json_writes_it() {
+    let site = site("escapes").await;
+    let longest = "\u{1}".repeat(256 * 1024);
+    site.say(&longest).await;
+    let (mut socket, _) = site.join(json!({ "type": "hello" })).await;
+    socket.send(json!({ "type": "send", "client_id": "1", "text": longest })).await;
+    let (_, message) = socket.accepted_and_heard().await;
+    assert_eq!(message["text"], longest);
     site.end().await;
 }
 

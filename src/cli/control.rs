@@ -3,7 +3,7 @@
 //! `DIR/control.sock`, mode 0600, in the node's data folder. A socket's path must be short (104 bytes on macOS), so where it
 //! would not be, the socket stands in a private folder elsewhere, and `DIR/control.path` says where.
 
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -13,6 +13,8 @@ use hubless::web::Web;
 
 const SOCKET: &str = "control.sock";
 const POINTER: &str = "control.path";
+/// In a private folder: by it, the next start of any node knows whether somebody uses the folder, and removes it if not.
+const LOCK: &str = "lock";
 /// What every system takes for the path of a socket, in bytes.
 const PATH_BYTES_MAX: usize = 100;
 
@@ -22,8 +24,14 @@ pub struct Control {
     web: Web,
     socket: PathBuf,
     /// Made for this socket, goes with it.
-    folder: Option<PathBuf>,
+    folder: Option<PrivateFolder>,
     pointer: Option<PathBuf>,
+}
+
+#[derive(Debug)]
+struct PrivateFolder {
+    path: PathBuf,
+    _lock: File,
 }
 
 impl Control {
@@ -40,7 +48,7 @@ impl Control {
             Some(socket) => (socket, None),
             None => {
                 let folder = private_folder()?;
-                (folder.join(SOCKET), Some(folder))
+                (folder.path.join(SOCKET), Some(folder))
             }
         };
         let pointer = pointer.filter(|_| folder.is_some());
@@ -64,7 +72,7 @@ impl Control {
         // What cannot be removed is removed at the next start.
         let _ = remove(&socket);
         let _ = pointer.map(|pointer| remove(&pointer));
-        let _ = folder.map(std::fs::remove_dir);
+        let _ = folder.map(|folder| std::fs::remove_dir_all(folder.path));
     }
 }
 
@@ -86,7 +94,7 @@ fn remove(file: &Path) -> io::Result<()> {
 }
 
 /// A new folder that only its owner may enter, with a name that nobody guesses and a path short enough for a socket.
-fn private_folder() -> io::Result<PathBuf> {
+fn private_folder() -> io::Result<PrivateFolder> {
     let mut random = [0; 8];
     getrandom::fill(&mut random)?;
     let name = format!("hubless-{:016x}", u64::from_le_bytes(random));
@@ -94,12 +102,16 @@ fn private_folder() -> io::Result<PathBuf> {
         [std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from), Some(std::env::temp_dir()), Some("/tmp".into())];
     let mut last = io::Error::from(io::ErrorKind::NotFound);
     for place in places.into_iter().flatten().filter(|place| place.is_absolute()) {
-        let folder = place.join(&name);
-        if folder.join(SOCKET).as_os_str().len() > PATH_BYTES_MAX {
+        let path = place.join(&name);
+        if path.join(SOCKET).as_os_str().len() > PATH_BYTES_MAX {
             continue;
         }
-        match DirBuilder::new().mode(0o700).create(&folder) {
-            Ok(()) => return Ok(folder),
+        match DirBuilder::new().mode(0o700).create(&path) {
+            Ok(()) => {
+                let lock = File::create_new(path.join(LOCK))?;
+                lock.lock()?;
+                return Ok(PrivateFolder { path, _lock: lock });
+            }
             Err(error) => last = error,
         }
     }

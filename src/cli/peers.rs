@@ -1,9 +1,10 @@
 //! `hubless peers`: who is in the mesh.
 
 use std::io::{IsTerminal, Write};
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
 
 use super::join::{Joined, Own, with_node};
@@ -42,9 +43,12 @@ pub async fn peers(options: Peers) -> Outcome {
                 ["node", "epoch", "name", "state", "address", "found_by"].map(|field| peer[field].clone())
             }));
             if redraw || shown.as_ref() != Some(&news) {
-                let text = if json { Value::from(peers).to_string() } else { table(&peers) };
+                let text = if json { json!(peers).to_string() } else { table(&peers) };
                 let clear = if redraw { "\x1b[H\x1b[2J" } else { "" };
                 writeln!(std::io::stdout().lock(), "{clear}{text}").map_err(Failure::output)?;
+                if let Some(remedy) = remedy(&peers).filter(|_| !json) {
+                    terminal.hint(remedy);
+                }
             }
             if !watch {
                 if news.is_empty() {
@@ -91,10 +95,17 @@ fn row(peer: &Value) -> [String; HEADINGS.len()] {
     [word("name"), word("state"), word("address"), word("found_by"), rtt.map_or("-".into(), milliseconds), node]
 }
 
+/// What helps where somebody is heard one way only.
+fn remedy(peers: &[Value]) -> Option<String> {
+    let peer = peers.iter().find(|peer| peer["state"] == "one_way")?;
+    let address = peer["address"].as_str().and_then(|address| address.parse::<SocketAddr>().ok());
+    let port = address.map_or("its TCP port".into(), |address| format!("TCP {}", address.port()));
+    Some(format!("one_way: that node does not hear this one or the other way round; open {port} there"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn columns_stand_below_each_other() {
@@ -109,5 +120,14 @@ mod tests {
         assert_eq!(lines[0], "NAME  STATE         ADDRESS         FOUND BY  RTT     NODE");
         assert_eq!(lines[1], "ada   up            10.0.0.2:47474  mdns      0.3 ms  abcdefgh");
         assert_eq!(lines[2], "-     incompatible  -               seed      -       qrstuvwx");
+    }
+
+    #[test]
+    fn who_is_heard_one_way_is_told_which_port_to_open() {
+        let peer = |state: &str, address: Option<&str>| json!({ "state": state, "address": address });
+        assert_eq!(remedy(&[peer("up", Some("10.0.0.2:1"))]), None);
+        let said = remedy(&[peer("up", None), peer("one_way", Some("10.0.0.2:47474"))]).unwrap();
+        assert!(said.ends_with("open TCP 47474 there"), "{said}");
+        assert!(remedy(&[peer("one_way", None)]).unwrap().ends_with("open its TCP port there"));
     }
 }

@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout_at};
 use super::api::Api;
 use super::join::{Joined, with_node};
 use super::options::{self, Publish, WAIT_DEFAULT};
-use super::terminal::Terminal;
+use super::terminal::{Terminal, given};
 use super::{Failure, Outcome, plain};
 
 /// Lines published that are not yet known to be with another node; reading waits beyond it.
@@ -65,6 +65,9 @@ pub async fn publish(options: Publish) -> Outcome {
         Texts::Lines { input: BufReader::new(tokio::io::stdin()), number: 0 }
     } else {
         check_len(text.len(), "the text")?;
+        if text.is_empty() {
+            return Err(Failure::usage("the text is empty"));
+        }
         Texts::One(Some(text))
     };
     let terminal = Terminal::new(&through.log);
@@ -74,7 +77,7 @@ pub async fn publish(options: Publish) -> Outcome {
         if let Some(own) = own
             && timeout_at(started + wait, own.handle.wait_for_peers(1)).await.is_err()
         {
-            return Err(Failure::nothing(format!("no other node was found within {wait:?}: nothing was published"))
+            return Err(Failure::nothing(format!("no other node was found within {}: nothing was published", given(wait)))
                 .hint("start `hubless` on another machine, or name one with `--connect HOST`"));
         }
         let (to_watch, watched) = mpsc::channel(UNHELD_MAX);
@@ -188,13 +191,14 @@ fn report(tally: &Tally, wait: Duration, own: bool, terminal: &Terminal) -> Outc
             Ok(())
         }
         (_, missed) => {
-            let which = if published == 1 { "it".into() } else { format!("{missed} of {published} messages") };
-            let rest = if own {
-                "what no other node has is lost, for this command's node has ended"
-            } else {
-                "it stays only in the memory of the node on this machine"
+            let one = published == 1;
+            let which = if one { "it".into() } else { format!("{missed} of {published} messages") };
+            let rest = match (own, one) {
+                (true, _) => "what no other node has is lost, for this command's node has ended",
+                (false, true) => "it stays in this node's memory",
+                (false, false) => "they stay in this node's memory",
             };
-            Err(Failure::nothing(format!("no other node is known to have {which} within {wait:?}: {rest}"))
+            Err(Failure::nothing(format!("no other node is known to have {which} within {}; {rest}", given(wait)))
                 .hint("`hubless peers` shows who is there"))
         }
     }

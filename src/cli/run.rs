@@ -1,6 +1,6 @@
 //! `hubless run`: a node with its page, its API and its control socket, until a signal.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
@@ -49,10 +49,8 @@ struct Signals {
 pub async fn run(options: Run) -> Outcome {
     let mut signals = Signals::new()?;
     let mut terminal = Terminal::new(&options.log);
-    let ready_file = options.ready_file.clone();
-    if let Some(path) = &ready_file {
-        // One that is left from an earlier life would tell of this one too soon.
-        let _ = std::fs::remove_file(path);
+    if let Some(path) = &options.ready_file {
+        clear_ready(path).map_err(|error| no_ready_file(path, &error))?;
     }
     let handle = start(&options, &terminal).await?;
     let mut running = Running { handle: handle.clone(), web: None, control: None };
@@ -133,11 +131,9 @@ async fn serve(options: &Run, running: &mut Running, terminal: &mut Terminal) ->
     }
     let http = running.web.as_ref().and_then(Web::address);
     if let Some(path) = &options.ready_file {
-        write_ready(path, info, http).map_err(|error| {
-            Failure::failed(format!("cannot write the ready file {}: {}", path.display(), plain(&error)))
-        })?;
+        write_ready(path, info, http).map_err(|error| no_ready_file(path, &error))?;
     }
-    terminal.welcome(info, http);
+    terminal.welcome(info, &info.addresses, http);
     for peer in handle.peers().iter().filter(|peer| peer.state == hubless::handle::PeerState::Up) {
         terminal.event(&Event::PeerUp(peer.clone()));
     }
@@ -189,6 +185,29 @@ async fn page(options: &Run, handle: &Handle, terminal: &Terminal) -> Outcome<Op
     Err(taken(usual(0), &io::ErrorKind::AddrInUse.into()))
 }
 
+/// Removes what an earlier life left there, which would tell of this one too soon, and makes sure of the place.
+fn clear_ready(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let (fresh, _) = fresh_beside(path)?;
+    std::fs::remove_file(fresh)
+}
+
+fn fresh_beside(path: &Path) -> io::Result<(PathBuf, File)> {
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(format!(".{}", std::process::id()));
+    let fresh = PathBuf::from(fresh);
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&fresh)?;
+    Ok((fresh, file))
+}
+
+fn no_ready_file(path: &Path, error: &io::Error) -> Failure {
+    Failure::usage(format!("cannot write the ready file {}: {}", path.display(), plain(error)))
+        .hint("give `--ready-file` a file in a folder that is there and that you may write to")
+}
+
 /// By rename, so that whoever waits for the file never reads half of it.
 fn write_ready(path: &Path, info: &Info, http: Option<SocketAddr>) -> io::Result<()> {
     let ready = json!({
@@ -202,16 +221,13 @@ fn write_ready(path: &Path, info: &Info, http: Option<SocketAddr>) -> io::Result
         "plain_in": null,
         "pid": std::process::id(),
     });
-    let mut fresh = path.as_os_str().to_owned();
-    fresh.push(format!(".{}", std::process::id()));
-    let fresh = PathBuf::from(fresh);
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&fresh)?;
+    let (fresh, mut file) = fresh_beside(path)?;
     writeln!(file, "{ready}")?;
     std::fs::rename(&fresh, path)
 }
 
 impl Running {
-    /// First nobody comes in any more, then peers are told.
+    /// Browsers and peers are told at once: neither waits until the other has answered.
     async fn stop(self) {
         let Running { handle, web, control } = self;
         let web = async {
@@ -224,8 +240,7 @@ impl Running {
                 control.close().await;
             }
         };
-        tokio::join!(web, control);
-        handle.shutdown().await;
+        tokio::join!(web, control, handle.shutdown());
     }
 }
 

@@ -61,7 +61,9 @@ fn parser() -> clap::Command {
         let parser = parser.mut_args(|arg| {
             let Some(long) = arg.get_long() else { return arg };
             let variable = variable(long);
-            let arg = arg.env(variable).hide_env(true);
+            // One that is set to nothing says nothing.
+            let said = std::env::var_os(&variable).is_some_and(|value| !value.is_empty());
+            let arg = if said { arg.env(variable).hide_env(true) } else { arg };
             match arg.get_action() {
                 ArgAction::SetTrue => arg.value_parser(options::switch),
                 ArgAction::Append => arg.value_delimiter(','),
@@ -215,6 +217,8 @@ fn failure(error: &clap::Error) -> Failure {
     }
     let rest = Vec::from_iter(text.lines().map(str::trim));
     let tip = rest.iter().find_map(|line| line.strip_prefix("tip: "));
+    // How to pass an option as a value helps only where a value may be any text.
+    let tip = tip.filter(|tip| !tip.starts_with("to pass ") || text.contains("Usage: hubless pub"));
     let help = rest.iter().find_map(|line| line.strip_prefix("For more information, "));
     let failure = Failure::usage(message);
     if error.kind() == ErrorKind::ArgumentConflict && error.get(ContextKind::InvalidSubcommand).is_some() {
@@ -287,6 +291,12 @@ mod tests {
         let Failure { message, hint, .. } = failure(&error);
         assert_eq!(message, "unexpected argument '--mehs' found");
         assert!(hint.unwrap().contains("--mesh"));
+        let error = parser().try_get_matches_from(["hubless", "sub", "--durable", "x"]).unwrap_err();
+        let Failure { message, hint, .. } = failure(&error);
+        assert_eq!(message, "unexpected argument '--durable' found");
+        assert_eq!(hint.as_deref(), Some("try '--help'"));
+        let error = parser().try_get_matches_from(["hubless", "pub", "--hi"]).unwrap_err();
+        assert!(failure(&error).hint.unwrap().contains("'-- --hi'"));
         let error = parser().try_get_matches_from(["hubless", "pub"]).unwrap_err();
         assert!(!failure(&error).message.contains('\n'));
     }

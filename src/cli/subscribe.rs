@@ -19,7 +19,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use super::api::Api;
 use super::join::{Joined, Own, with_node};
 use super::options::Subscribe;
-use super::terminal::{Terminal, clean};
+use super::terminal::{Terminal, clean, given};
 use super::{Failure, Outcome};
 
 /// Without another node by then, a person is told.
@@ -188,9 +188,9 @@ impl Printer {
 
     fn time_is_over(&self, wait: Duration) -> Outcome {
         match (self.printed, self.wanted) {
-            (0, _) => Err(Failure::nothing(format!("nothing was said in {} within {wait:?}", self.room))),
+            (0, _) => Err(Failure::nothing(format!("nothing was said in {} within {}", self.room, given(wait)))),
             (printed, Some(wanted)) => {
-                Err(Failure::nothing(format!("only {printed} of {wanted} messages came within {wait:?}")))
+                Err(Failure::nothing(format!("only {printed} of {wanted} messages came within {}", given(wait))))
             }
             _ => Ok(()),
         }

@@ -40,6 +40,11 @@ pub fn milliseconds(time: Duration) -> String {
     if ms < 10.0 { format!("{ms:.1} ms") } else { format!("{ms:.0} ms") }
 }
 
+/// A duration that somebody gave, as he would write it.
+pub fn given(time: Duration) -> String {
+    if time.is_zero() { "0s".into() } else { format!("{time:?}") }
+}
+
 /// The first characters of a node's id: enough to tell the nodes of a LAN apart.
 pub fn short(node: &NodeId) -> String {
     node.to_string().chars().take(8).collect()
@@ -94,9 +99,18 @@ impl Terminal {
         }
     }
 
+    /// Something to do about what was shown.
+    pub fn hint(&self, hint: impl fmt::Display) {
+        match self.manner {
+            Manner::Lines => say(format_args!("{} {hint}", self.paint(YELLOW, "hint:"))),
+            Manner::Events => tracing::info!("{hint}"),
+            Manner::Silence => {}
+        }
+    }
+
     /// Who this node is and where it is reached.
-    pub fn welcome(&self, info: &Info, page: Option<SocketAddr>) {
-        let Info { run, name, mesh, listen, addresses, interfaces, data_dir } = info;
+    pub fn welcome(&self, info: &Info, addresses: &[SocketAddr], page: Option<SocketAddr>) {
+        let Info { run, name, mesh, listen, addresses: _, interfaces, data_dir } = info;
         let open = "open: anyone here can read and write";
         let join = |words: Vec<String>| if words.is_empty() { "none".to_string() } else { words.join(", ") };
         let reached = join(addresses.iter().map(SocketAddr::to_string).collect());
@@ -143,7 +157,8 @@ impl Terminal {
             Event::PeerDown(peer) => self.peer(peer, PeerState::Down),
             Event::Apart { address, reason } => match self.manner {
                 Manner::Events => tracing::info!(%address, reason, "a neighbour is kept apart"),
-                _ => self.line(YELLOW, "!", format_args!("a neighbour at {address} is kept apart: {}", clean(reason))),
+                // The reason begins with the address.
+                _ => self.line(YELLOW, "!", format_args!("{}", clean(reason))),
             },
             // What may still come is no loss; whoever reads is told at that place.
             Event::Gap(gap) if matches!(gap.reason, GapReason::Late | GapReason::Slow) => {}

@@ -238,6 +238,7 @@ impl MessagesQuery {
 
 /// The body of `POST /api/v1/messages`, and what a `send` frame says.
 #[derive(Debug, Default, Deserialize)]
+#[serde(expecting = "a JSON object with a text, or with type and data")]
 pub(super) struct Said {
     pub room: Option<String>,
     pub text: Option<String>,
@@ -290,6 +291,7 @@ impl Said {
         let Said { room, text, mime, data, name, client_id } = self;
         let room = room.as_deref().map_or_else(|| Ok(Room::lobby()), read_room)?;
         let payload = match (text, mime, data) {
+            (Some(text), None, None) if text.is_empty() => return Err(Failure::malformed("the text is empty")),
             (Some(text), None, None) => text.into(),
             (None, Some(mime), Some(data)) => {
                 let data = BASE64.decode(data.as_bytes()).map_err(|_| Failure::malformed("data is not base64"))?;
@@ -340,7 +342,7 @@ pub(super) struct NodeObject<'a> {
     epoch: Epoch,
     version: &'static str,
     listen: SocketAddr,
-    addresses: &'a [SocketAddr],
+    addresses: Vec<SocketAddr>,
     open: bool,
 }
 
@@ -354,7 +356,7 @@ impl NodeObject<'_> {
             epoch: info.run.epoch,
             version: env!("CARGO_PKG_VERSION"),
             listen: info.listen,
-            addresses: &info.addresses,
+            addresses: info.addresses.to_vec(),
             open: true,
         }
     }
@@ -589,9 +591,11 @@ mod tests {
         assert_eq!(text.key, Some(Key::of_client_id("x")));
         let data = draft(r#"{"room":"x.y","type":"image/png","data":"AP8="}"#).unwrap();
         assert_eq!((data.room.as_str(), data.payload.bytes().as_ref(), data.name), ("x.y", &[0, 255][..], None));
+        assert!(draft(r#"{"type":"a/b","data":""}"#).is_ok(), "data may be empty");
         let long = "x".repeat(CLIENT_ID_BYTES_MAX + 1);
         for (body, code) in [
             (r#"{}"#.to_string(), "malformed"),
+            (r#"{"text":""}"#.into(), "malformed"),
             (r#"{"text":"a","data":"AP8="}"#.into(), "malformed"),
             (r#"{"type":"a/b","data":"%"}"#.into(), "malformed"),
             (r#"{"text":"a","client_id":""}"#.into(), "malformed"),

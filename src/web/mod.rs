@@ -45,9 +45,9 @@ pub use self::guard::Access;
 pub const SOCKETS_MAX: usize = 1_024;
 /// The most HTTP connections open at one [`Web`], WebSockets aside; others wait in the system's queue.
 pub const CONNECTIONS_MAX: usize = 1_024;
-/// The largest body of a request and the largest message of a WebSocket, in bytes: the largest payload in base64 or with
-/// escapes, and its fields.
-pub const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// The largest body of a request and the largest message of a WebSocket, in bytes. JSON may write each byte of the largest
+/// payload (256 KiB) as an escape of six (`\u0001`), and there are other fields beside it.
+pub const BODY_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// How long the head of a request may take, and how long a connection may be idle between two.
 const HEAD_WAIT: Duration = Duration::from_secs(30);
 /// How long connections have to end by themselves when all is closed.
@@ -218,10 +218,12 @@ fn tree(site: Arc<Site>) -> impl Filter<Extract = (Response,), Error = Infallibl
     let rest = held.or(export).unify().or(durables).unify().or(publish).unify().boxed();
     let api = warp::path!("api" / "v1" / ..).and(lists.or(rest).unify());
 
-    let files =
-        path::tail().and(reads).and(warp::header::headers_cloned()).map(|path: path::Tail, _, headers: HeaderMap| {
-            assets::file(path.as_str(), &headers).unwrap_or_else(|| Failure::not_found().into_response())
-        });
+    // To be no file is a rejection like any other, else it would hide why the API did not take the request.
+    let files = path::tail().and(reads).and(warp::header::headers_cloned()).and_then(
+        |path: path::Tail, _, headers: HeaderMap| {
+            future::ready(assets::file(path.as_str(), &headers).ok_or_else(warp::reject::not_found))
+        },
+    );
     let all = guarded.and(health.or(api).unify().or(files).unify());
     all.recover(|rejection: Rejection| future::ready(Ok::<_, Infallible>(Failure::of(&rejection).into_response())))
         .unify()
@@ -348,7 +350,7 @@ mod tests {
     use futures_util::{SinkExt, StreamExt};
     use serde_json::{Value, json};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::{TcpStream, UnixStream};
+    use tokio::net::{TcpSocket, TcpStream, UnixStream};
     use tokio::sync::{broadcast, oneshot};
     use tokio_tungstenite::tungstenite::Message;
     use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -489,11 +491,14 @@ mod tests {
     type Socket = WebSocketStream<TcpStream>;
 
     async fn try_open(web: &Web, protocol: Option<&str>) -> Result<Socket, u16> {
+        open_over(TcpStream::connect(web.address().unwrap()).await.unwrap(), web, protocol).await
+    }
+
+    async fn open_over(stream: TcpStream, web: &Web, protocol: Option<&str>) -> Result<Socket, u16> {
         let mut request = format!("ws://{}/", web.address().unwrap()).into_client_request().unwrap();
         if let Some(protocol) = protocol {
             request.headers_mut().insert("sec-websocket-protocol", protocol.parse().unwrap());
         }
-        let stream = TcpStream::connect(web.address().unwrap()).await.unwrap();
         match client_async(request, stream).await {
             Ok((socket, _)) => Ok(socket),
             Err(tokio_tungstenite::tungstenite::Error::Http(answer)) => Err(answer.status().as_u16()),
@@ -557,8 +562,50 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_takes_nothing_is_cut_off() {
+    async fn a_client_that_begins_to_read_again_hears_why_it_is_let_go() {
         let (fake, web) = serve(|site| site.times.stuck = Duration::from_millis(50)).await;
+        let open = async |protocol| {
+            let stream = TcpSocket::new_v4().unwrap();
+            // A large one would take all that is said here.
+            stream.set_recv_buffer_size(64 * 1024).unwrap();
+            let stream = stream.connect(web.address().unwrap()).await.unwrap();
+            open_over(stream, &web, protocol).await.unwrap()
+        };
+        let (mut plain, mut socket) = (open(None).await, open(Some("hubless.v1")).await);
+        socket.send(Message::text(r#"{"type":"hello"}"#)).await.unwrap();
+        assert_eq!(next(&mut socket).await.unwrap()["type"], "welcome");
+        for _ in 0..64 {
+            fake.handle.publish("lobby", "x".repeat(256 * 1024)).await.unwrap();
+        }
+        // Longer than anybody else has for a close.
+        let one_gone = async {
+            while fake.handle.metrics().web_sockets.get() == 2 {
+                tokio::task::yield_now().await;
+            }
+        };
+        assert!(timeout(Duration::from_secs(2), one_gone).await.is_err(), "cut off before it could read");
+        let mut frame = next(&mut socket).await;
+        while frame.as_ref().is_ok_and(|frame| frame["type"] == "message") {
+            frame = next(&mut socket).await;
+        }
+        assert_eq!(frame, Ok(json!({ "type": "gap", "missing": 0, "reason": "slow" })));
+        assert_eq!(next(&mut socket).await, Err(1013));
+        loop {
+            match timeout(PATIENCE, plain.next()).await.expect("a frame in time") {
+                Some(Ok(Message::Close(Some(close)))) => break assert_eq!(u16::from(close.code), 1013),
+                Some(Ok(_)) => {}
+                other => panic!("{other:?} instead of a close"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_nothing_is_cut_off() {
+        let short = |site: &mut Site| {
+            site.times.stuck = Duration::from_millis(50);
+            site.times.linger = Duration::from_millis(50);
+        };
+        let (fake, web) = serve(short).await;
         let socket = join(&web).await;
         let cut = async {
             while fake.handle.metrics().web_sockets.get() > 0 {

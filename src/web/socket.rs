@@ -62,6 +62,8 @@ pub(super) struct Times {
     pub dead: Duration,
     /// To take what is written.
     pub stuck: Duration,
+    /// To read again once it is known not to, so that it hears why it is let go.
+    pub linger: Duration,
 }
 
 impl Default for Times {
@@ -71,6 +73,7 @@ impl Default for Times {
             ping: Duration::from_secs(30),
             dead: Duration::from_secs(60),
             stuck: Duration::from_secs(10),
+            linger: Duration::from_secs(60),
         }
     }
 }
@@ -208,13 +211,17 @@ async fn serve(site: &Site, upgraded: Upgraded, lobby: Option<Subscription>) {
         end = talk(site, &mut sink, &mut source, lobby) => end,
         () = site.closing() => End::Away,
     };
-    if !matches!(end, End::Gone | End::Stuck) {
-        // One frame may still be in the sink's hands.
-        let _ = timeout(FAREWELL_WAIT, sink.flush()).await;
-    }
-    if let Ok(socket) = sink.reunite(source) {
-        // Whoever does not take even this in time is cut off.
-        let _ = timeout(FAREWELL_WAIT, farewell(socket, end, protocol)).await;
+    // What is written to a client that does not read stays unsent until it does. Its subscription is gone by now, so all
+    // that it keeps meanwhile is its place.
+    let lingers = matches!(end, End::Slow | End::Stuck);
+    let wait = if lingers { site.times.linger } else { FAREWELL_WAIT };
+    let told = tokio::select! {
+        told = timeout(wait, farewell(sink, source, end, protocol)) => told.ok().flatten(),
+        () = site.closing(), if lingers => None,
+    };
+    if let Some(socket) = told {
+        // Whoever does not answer in time is cut off.
+        let _ = timeout(FAREWELL_WAIT, hang_up(socket)).await;
     }
 }
 
@@ -242,8 +249,8 @@ async fn talk(site: &Site, sink: &mut Sink, source: &mut Source, lobby: Option<S
     }
 }
 
-/// Closes in order: our word, the client's, then the connection, so that the last frames are not lost to a reset.
-async fn farewell(mut socket: Socket, end: End, protocol: Protocol) {
+/// Writes the last words.
+async fn farewell(mut sink: Sink, source: Source, end: End, protocol: Protocol) -> Option<Socket> {
     let (code, reason) = match end {
         End::Gone => (1000, ""),
         End::Away => (1001, "the node stops"),
@@ -252,12 +259,22 @@ async fn farewell(mut socket: Socket, end: End, protocol: Protocol) {
         End::TooLong => (1009, "too long"),
         End::Slow | End::Stuck => (1013, "too slow; come back with your cursor"),
     };
+    if !matches!(end, End::Gone | End::Stuck) {
+        // One frame may still be in the sink's hands. Of a client that took nothing it is a part of the gap.
+        let _ = sink.flush().await;
+    }
+    let mut socket = sink.reunite(source).ok()?;
     if (end, protocol) == (End::Stuck, Protocol::Json) {
         // How many will be missing nobody knows yet.
         let gap = Outgoing::gap(Gap { missing: 0, reason: GapReason::Slow });
         let _ = socket.feed(WsMessage::text(gap)).await;
     }
     let _ = socket.close(Some(CloseFrame { code: code.into(), reason: reason.into() })).await;
+    Some(socket)
+}
+
+/// Waits for the client's close, then ends the connection, so that the last frames are not lost to a reset.
+async fn hang_up(mut socket: Socket) {
     while let Some(Ok(_)) = socket.next().await {}
     let io = socket.get_mut();
     let _ = io.shutdown().await;
@@ -311,6 +328,7 @@ async fn hear_plain(handle: &Handle, times: &Times, source: &mut Source) -> End 
 
 /// A frame from a client; which fields it has depends on its type.
 #[derive(Debug, Default, Deserialize)]
+#[serde(expecting = "a JSON object with a type")]
 struct Incoming {
     #[serde(rename = "type")]
     kind: String,
