@@ -77,8 +77,11 @@ pub async fn publish(options: Publish) -> Outcome {
         if let Some(own) = own
             && timeout_at(started + wait, own.handle.wait_for_peers(1)).await.is_err()
         {
-            return Err(Failure::nothing(format!("no other node was found within {}: nothing was published", given(wait)))
-                .hint("start `hubless` on another machine, or name one with `--connect HOST`"));
+            return Err(Failure::nothing(format!(
+                "no other node was found within {}: nothing was published",
+                given(wait)
+            ))
+            .hint("start `hubless` on another machine, or name one with `--connect HOST`"));
         }
         let (to_watch, watched) = mpsc::channel(UNHELD_MAX);
         let watching = watch(api.another(), watched, json);

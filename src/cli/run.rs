@@ -133,7 +133,7 @@ async fn serve(options: &Run, running: &mut Running, terminal: &mut Terminal) ->
     if let Some(path) = &options.ready_file {
         write_ready(path, info, http).map_err(|error| no_ready_file(path, &error))?;
     }
-    terminal.welcome(info, &info.addresses, http);
+    terminal.welcome(info, &handle.addresses(), http);
     for peer in handle.peers().iter().filter(|peer| peer.state == hubless::handle::PeerState::Up) {
         terminal.event(&Event::PeerUp(peer.clone()));
     }

@@ -110,7 +110,7 @@ impl Terminal {
 
     /// Who this node is and where it is reached.
     pub fn welcome(&self, info: &Info, addresses: &[SocketAddr], page: Option<SocketAddr>) {
-        let Info { run, name, mesh, listen, addresses: _, interfaces, data_dir } = info;
+        let Info { run, name, mesh, listen, interfaces, data_dir } = info;
         let open = "open: anyone here can read and write";
         let join = |words: Vec<String>| if words.is_empty() { "none".to_string() } else { words.join(", ") };
         let reached = join(addresses.iter().map(SocketAddr::to_string).collect());
@@ -180,6 +180,14 @@ impl Terminal {
                     format_args!("{} is too slow and was cut; it gets what it missed later", name(peer)),
                 ),
             },
+            Event::Addresses(addresses) => {
+                let reached: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
+                let reached = reached.join(", ");
+                match self.manner {
+                    Manner::Events => tracing::info!(addresses = reached, "the addresses of this node have changed"),
+                    _ => self.line(YELLOW, "!", format_args!("peers reach this node at {reached} now")),
+                }
+            }
             Event::Cloned(peer) => match self.manner {
                 Manner::Events => tracing::info!(node = %peer.run.node, name = %peer.name, "this node has a double"),
                 _ => self.line(

@@ -177,14 +177,7 @@ impl Loop {
             let survey = survey.borrow();
             (survey.addresses(), survey.interfaces().to_vec())
         };
-        let info = Info {
-            run,
-            name: name.clone(),
-            mesh,
-            listen,
-            interfaces: interfaces.into(),
-            data_dir: folder,
-        };
+        let info = Info { run, name: name.clone(), mesh, listen, interfaces: interfaces.into(), data_dir: folder };
         let (addresses_told, addresses_seen) = watch::channel(addresses.as_slice().into());
         let inner = Inner {
             info,

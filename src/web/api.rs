@@ -204,12 +204,16 @@ pub(super) async fn messages(handle: &Handle, query: MessagesQuery) -> Answer {
         messages: Vec<MessageObject<'a>>,
         after: String,
         before: Option<String>,
+        /// What the cursor does not cover and is not to be had any more.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        expired: Option<u64>,
     }
     let page = handle.messages(query.read(Timestamp::now())?).await?;
     let body = Body {
         messages: page.messages.iter().map(MessageObject::of).collect(),
         after: page.after.to_string(),
         before: page.before.map(|place| place.to_string()),
+        expired: (page.expired > 0).then_some(page.expired),
     };
     Ok(json(StatusCode::OK, &body))
 }
@@ -356,7 +360,7 @@ impl NodeObject<'_> {
             epoch: info.run.epoch,
             version: env!("CARGO_PKG_VERSION"),
             listen: info.listen,
-            addresses: info.addresses.to_vec(),
+            addresses: handle.addresses().to_vec(),
             open: true,
         }
     }

@@ -446,13 +446,13 @@ mod tests {
             name: "ada".into(),
             mesh: mesh.into(),
             listen: (Ipv4Addr::LOCALHOST, 1).into(),
-            addresses: Arc::new([]),
             interfaces: Arc::new([]),
             data_dir: None,
         };
         let events = broadcast::channel(1).0;
         let (metrics, aside) = (Metrics::new(), tokio::sync::Semaphore::new(1));
-        let handle = Handle::new(Inner { info, publish, ask, peers: shown, events, metrics, aside });
+        let addresses = watch::channel(Arc::from([])).1;
+        let handle = Handle::new(Inner { info, publish, ask, peers: shown, addresses, events, metrics, aside });
         tokio::spawn(async move {
             let mut keeper = Keeper::default();
             let stopped = loop {
