@@ -141,6 +141,7 @@ impl Survey {
     }
 
     /// Whether `ip` is on a subnet to which a used interface is attached.
+    #[cfg(any(test, feature = "mdns"))]
     pub(crate) fn is_attached(&self, ip: IpAddr) -> bool {
         self.used.iter().any(|used| match (&used.address, ip) {
             (IfAddr::V4(own), IpAddr::V4(ip)) => {
