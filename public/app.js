@@ -89,7 +89,7 @@ function learnNode(node) {
 }
 
 const frames = {
-  welcome({ node, rooms: list, peers, cursor }) {
+  welcome({ type, rooms: list, peers, cursor, ...node }) {
     learnNode(node);
     store.learnRooms(list);
     store.peers = peers ?? store.peers;

@@ -196,6 +196,11 @@ impl Net {
         self.feeds.changed().await;
     }
 
+    /// Whether peers can still call; if not, a part of this node has died, and the rest has to go with it.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.gate.is_alive()
+    }
+
     /// Bytes that were dropped so far because this peer was too slow.
     pub(crate) fn dropped(&self, run: Run) -> u64 {
         self.feeds.dropped(run)

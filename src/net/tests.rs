@@ -280,6 +280,16 @@ async fn who_speaks_something_else_is_a_stranger() {
 }
 
 #[tokio::test]
+async fn a_gate_that_died_is_noticed() {
+    let node = Node::start(1).await;
+    assert!(node.net.is_alive());
+    node.net.gate.kill();
+    while node.net.is_alive() {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
 async fn nodes_of_two_meshes_are_kept_apart_and_both_know() {
     let (mut a, mut b) = (Node::start(1).await, Node::start_as(2, "den", 256).await);
     a.dial(b.net.listen());

@@ -154,6 +154,10 @@ impl Loop {
             if Instant::now() >= tick {
                 tick = Instant::now() + TICK;
                 self.tick().await;
+                if !self.net.is_alive() {
+                    tracing::error!("the gate has died, so the node stops");
+                    break;
+                }
             }
         }
         self.stop().await;

@@ -356,8 +356,9 @@ impl Incoming {
 #[serde(tag = "type", rename_all = "lowercase")]
 enum Outgoing<'a> {
     Welcome {
+        /// `node`, `mesh` and the rest, as the API shows them.
+        #[serde(flatten)]
         node: NodeObject<'a>,
-        mesh: &'a str,
         rooms: Vec<RoomObject<'a>>,
         peers: Vec<PeerObject<'a>>,
         cursor: String,
@@ -440,7 +441,6 @@ async fn greet(
     rooms.truncate(WELCOME_ROOMS_MAX);
     let welcome = Outgoing::Welcome {
         node: NodeObject::of(handle),
-        mesh: &handle.info().mesh,
         rooms: rooms.iter().map(RoomObject::of).collect(),
         peers: api::peer_objects(peers),
         cursor: subscription.cursor().to_string(),

@@ -210,10 +210,23 @@ impl Gate {
         Gate { stop, task }
     }
 
+    /// Whether it accepts; it ends by itself only if one of its tasks has panicked.
+    pub(crate) fn is_alive(&self) -> bool {
+        !self.task.is_finished()
+    }
+
     /// Ends the listener and all connections. Dropping the gate does the same, a moment later.
     pub(crate) async fn close(self) {
         let _ = self.stop.send(());
         let _ = self.task.await;
+    }
+}
+
+#[cfg(test)]
+impl Gate {
+    /// Ends its task as a panic would.
+    pub(super) fn kill(&self) {
+        self.task.abort();
     }
 }
 
