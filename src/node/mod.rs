@@ -214,6 +214,7 @@ impl Loop {
                 }
                 Output::Send { to, message } => self.send(to, &message).await,
                 Output::Notify(notice) => self.notice(notice),
+                Output::Log(_) => {}
             }
         }
     }

@@ -5,8 +5,10 @@
 use std::net::SocketAddr;
 
 use super::batch::Batch;
+use super::clock::Hlc;
 use super::message::Message;
-use crate::id::{EntryId, Run};
+use super::ranges::RangeSet;
+use crate::id::{EntryId, Run, Seq};
 
 /// What happens to a replica.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,6 +39,8 @@ pub enum Input {
     },
     /// The addresses at which peers reach this node.
     Endpoints(Vec<SocketAddr>),
+    /// The history reports.
+    Log(Report),
     /// The node is about to stop: say goodbye.
     Stop,
 }
@@ -44,6 +48,8 @@ pub enum Input {
 /// What a replica wants done, in this order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Output {
+    /// To be done by the history, in order with other orders and beside everything else.
+    Log(Order),
     /// Hand the entries to local readers.
     Deliver {
         /// The entries.
@@ -118,4 +124,121 @@ pub enum Missing {
     Expired,
     /// Nobody has them.
     Lost,
+}
+
+/// Consecutive entries of one origin, on batch borders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Span {
+    /// Whose.
+    pub run: Run,
+    /// From this one.
+    pub first: Seq,
+    /// To this one, inclusive.
+    pub last: Seq,
+}
+
+/// A batch as a log keeps it and a repair brings it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// The entries.
+    pub batch: Batch,
+    /// When it first arrived anywhere that is known, in milliseconds since 1970 by the clock of whoever took it; its age
+    /// counts from this or from its own time, whichever is later.
+    pub arrived_ms: u64,
+}
+
+/// What the history is asked to do. Orders are carried out one after the other; [`Order::Load`] may be answered earlier.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Order {
+    /// Keep this batch. Answered by [`Report::Stored`] once it is as safe as the node was told to make it.
+    Append(Kept),
+    /// Give local numbers to the batches stored of this span, in order.
+    Admit {
+        /// Which.
+        span: Span,
+        /// Whether entries of this origin that follow them have numbers already.
+        late: bool,
+    },
+    /// Remember that these are missing for good; forgotten again for those that are appended after all.
+    Settle(Span),
+    /// Read what a peer asked for. Answered by [`Report::Loaded`].
+    Load(Load),
+    /// Let go of what is older than retention says at this time, and of what is more than it says; without a time only of
+    /// the latter. Answered by a [`Report::Expired`] for each origin that lost something.
+    Retain {
+        /// Now, in milliseconds since 1970.
+        wall_ms: Option<u64>,
+    },
+    /// Let go of all of this origin. Answered by [`Report::Expired`].
+    Expire(Run),
+    /// Drop the record of this origin, of which nothing is left.
+    Forget(Run),
+}
+
+/// Entries to be read for a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Load {
+    /// Who asked.
+    pub to: Run,
+    /// Which.
+    pub span: Span,
+    /// At most so many bytes, but at least one batch.
+    pub bytes_max: u32,
+}
+
+/// What the history has done, or what became of it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Report {
+    /// It was opened, anew or again, and holds this. Whatever was ordered before and not reported is undone.
+    Opened(Opened),
+    /// These batches are on disk.
+    Stored(Vec<Span>),
+    /// It takes nothing for now: what was ordered and not reported may be lost.
+    Closed,
+    /// What was found, oldest first.
+    Loaded {
+        /// What was asked.
+        load: Load,
+        /// All that is on disk of the span up to `through`.
+        batches: Vec<Kept>,
+        /// How far it goes: the end of the span unless the bytes did not suffice.
+        through: Seq,
+    },
+    /// Everything of `run` up to `floor` was let go.
+    Expired {
+        /// Whose.
+        run: Run,
+        /// Up to here.
+        floor: Seq,
+        /// The newest time that was let go.
+        newest: Hlc,
+    },
+    /// Batches of a history that was moved aside; they are not on disk yet.
+    Found(Vec<Kept>),
+}
+
+/// What a log holds when it is opened.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Opened {
+    /// By origin.
+    pub streams: Vec<OnDisk>,
+    /// The newest time that this log has let go.
+    pub horizon: Hlc,
+}
+
+/// What a log holds of one origin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OnDisk {
+    /// The origin.
+    pub run: Run,
+    /// Everything up to here was let go.
+    pub floor: Seq,
+    /// What is there.
+    pub stored: RangeSet,
+    /// What of it has local numbers.
+    pub admitted: RangeSet,
+    /// What is missing for good.
+    pub settled: RangeSet,
+    /// The time of the newest entry ever stored.
+    pub newest: Hlc,
 }

@@ -259,6 +259,7 @@ impl Replica {
                     self.greet_soon(now);
                 }
             }
+            Input::Log(_) => {}
             Input::Stop => {
                 let sent = self.streams[&self.me].sent;
                 self.send(To::All, Message::Goodbye(sent));

@@ -445,6 +445,7 @@ impl World {
                     self.send(index, to, &message)?;
                 }
                 Output::Notify(notice) => self.notice(index, notice)?,
+                Output::Log(_) => {}
             }
         }
         Ok(())
