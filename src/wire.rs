@@ -78,15 +78,46 @@ type WireRanges = Vec<(u64, u64)>;
 /// Grows only at the end.
 #[derive(bincode::Encode, bincode::BorrowDecode)]
 enum WireMessage<'a> {
-    Heartbeat { sent: u64, marks: Vec<(u64, u64, WireRanges)>, settled: u64 },
-    Hello { name: &'a str, endpoints: Vec<SocketAddr>, hears: Vec<u64>, knows: Vec<(WireRun, Vec<SocketAddr>)> },
-    Goodbye { sent: u64 },
-    DigestRequest { runs: Vec<u64> },
-    Digest { holdings: Vec<(WireRun, u64, WireRanges, u64, bool)>, all: bool },
-    Request { origin: WireRun, first: u64, last: u64, bytes_max: u32 },
-    Repair { origin: WireRun, first: u64, from: u64, through: u64, batches: Vec<&'a [u8]> },
+    Heartbeat {
+        sent: u64,
+        marks: Vec<(u64, u64, WireRanges, WireRanges)>,
+        settled: u64,
+        wall_ms: u64,
+    },
+    Hello {
+        name: &'a str,
+        endpoints: Vec<SocketAddr>,
+        hears: Vec<u64>,
+        knows: Vec<(WireRun, Vec<SocketAddr>)>,
+        wall_ms: u64,
+    },
+    Goodbye {
+        sent: u64,
+    },
+    DigestRequest {
+        runs: Vec<u64>,
+    },
+    Digest {
+        holdings: Vec<(WireRun, u64, WireRanges, WireRanges, u64, bool)>,
+        all: bool,
+        same: u64,
+    },
+    Request {
+        origin: WireRun,
+        first: u64,
+        last: u64,
+        bytes_max: u32,
+    },
+    Repair {
+        origin: WireRun,
+        first: u64,
+        from: u64,
+        through: u64,
+        batches: Vec<(&'a [u8], u64)>,
+    },
     Ping(u64),
     Pong(u64),
+    Compare(Vec<u64>),
 }
 
 /// The body of `message`.
@@ -95,14 +126,20 @@ pub fn encode(message: &Message) -> Bytes {
         Message::Batch(batch) => return batch.bytes().clone(),
         Message::Heartbeat(beat) => WireMessage::Heartbeat {
             sent: beat.sent.0,
-            marks: beat.marks.iter().map(|mark| (mark.run.0, mark.floor.0, ranges(&mark.held))).collect(),
+            marks: beat
+                .marks
+                .iter()
+                .map(|Mark { run, floor, held, volatile }| (run.0, floor.0, ranges(held), ranges(volatile)))
+                .collect(),
             settled: beat.settled,
+            wall_ms: beat.wall_ms,
         },
         Message::Hello(hello) => WireMessage::Hello {
             name: &hello.name,
             endpoints: hello.endpoints.clone(),
             hears: hello.hears.iter().map(|hash| hash.0).collect(),
             knows: hello.knows.iter().map(|(run, at)| (wire_run(*run), at.clone())).collect(),
+            wall_ms: hello.wall_ms,
         },
         Message::Goodbye(sent) => WireMessage::Goodbye { sent: sent.0 },
         Message::DigestRequest(runs) => WireMessage::DigestRequest { runs: runs.iter().map(|hash| hash.0).collect() },
@@ -111,11 +148,12 @@ pub fn encode(message: &Message) -> Bytes {
                 .holdings
                 .iter()
                 .map(|holding| {
-                    let Holding { run, floor, held, newest, over } = holding;
-                    (wire_run(*run), floor.0, ranges(held), newest.0, *over)
+                    let Holding { run, floor, held, volatile, newest, over } = holding;
+                    (wire_run(*run), floor.0, ranges(held), ranges(volatile), newest.0, *over)
                 })
                 .collect(),
             all: digest.all,
+            same: digest.same,
         },
         Message::Request(Request { origin, first, last, bytes_max }) => {
             WireMessage::Request { origin: wire_run(*origin), first: first.0, last: last.0, bytes_max: *bytes_max }
@@ -125,10 +163,11 @@ pub fn encode(message: &Message) -> Bytes {
             first: first.0,
             from: from.0,
             through: through.0,
-            batches: batches.iter().map(|batch| &batch[..]).collect(),
+            batches: batches.iter().map(|(batch, arrived_ms)| (&batch[..], *arrived_ms)).collect(),
         },
         Message::Ping(number) => WireMessage::Ping(*number),
         Message::Pong(number) => WireMessage::Pong(*number),
+        Message::Compare(hashes) => WireMessage::Compare(hashes.to_vec()),
     };
     let mut bytes = vec![WIRE_VERSION];
     let done = bincode::encode_into_std_write(wire, &mut bytes, CODING);
@@ -160,34 +199,43 @@ pub fn decode(topic: &[u8], body: &Bytes) -> Result<Message, WireError> {
         return Err(WireError::Body);
     }
     Ok(match wire {
-        WireMessage::Heartbeat { sent, marks, settled } => Message::Heartbeat(Heartbeat {
+        WireMessage::Heartbeat { sent, marks, settled, wall_ms } => Message::Heartbeat(Heartbeat {
             sent: Seq(sent),
             marks: marks
                 .into_iter()
-                .map(|(run, floor, held)| Mark { run: RunHash(run), floor: Seq(floor), held: range_set(held) })
+                .map(|(run, floor, held, volatile)| Mark {
+                    run: RunHash(run),
+                    floor: Seq(floor),
+                    held: range_set(held),
+                    volatile: range_set(volatile),
+                })
                 .collect(),
             settled,
+            wall_ms,
         }),
-        WireMessage::Hello { name, endpoints, hears, knows } => Message::Hello(Hello {
+        WireMessage::Hello { name, endpoints, hears, knows, wall_ms } => Message::Hello(Hello {
             name: name.into(),
             endpoints,
             hears: hears.into_iter().map(RunHash).collect(),
             knows: knows.into_iter().map(|(run, at)| (from_wire_run(run), at)).collect(),
+            wall_ms,
         }),
         WireMessage::Goodbye { sent } => Message::Goodbye(Seq(sent)),
         WireMessage::DigestRequest { runs } => Message::DigestRequest(runs.into_iter().map(RunHash).collect()),
-        WireMessage::Digest { holdings, all } => Message::Digest(Digest {
+        WireMessage::Digest { holdings, all, same } => Message::Digest(Digest {
             holdings: holdings
                 .into_iter()
-                .map(|(run, floor, held, newest, over)| Holding {
+                .map(|(run, floor, held, volatile, newest, over)| Holding {
                     run: from_wire_run(run),
                     floor: Seq(floor),
                     held: range_set(held),
+                    volatile: range_set(volatile),
                     newest: Hlc(newest),
                     over,
                 })
                 .collect(),
             all,
+            same,
         }),
         WireMessage::Request { origin, first, last, bytes_max } => {
             Message::Request(Request { origin: from_wire_run(origin), first: Seq(first), last: Seq(last), bytes_max })
@@ -197,10 +245,11 @@ pub fn decode(topic: &[u8], body: &Bytes) -> Result<Message, WireError> {
             first: Seq(first),
             from: Seq(from),
             through: Seq(through),
-            batches: batches.into_iter().map(|batch| body.slice_ref(batch)).collect(),
+            batches: batches.into_iter().map(|(batch, arrived_ms)| (body.slice_ref(batch), arrived_ms)).collect(),
         }),
         WireMessage::Ping(number) => Message::Ping(number),
         WireMessage::Pong(number) => Message::Pong(number),
+        WireMessage::Compare(hashes) => Message::Compare(Box::new(hashes.try_into().map_err(|_| WireError::Body)?)),
     })
 }
 

@@ -189,7 +189,7 @@ impl Loop {
             metrics: metrics.clone(),
             aside: Semaphore::new(1),
         };
-        let mut replica = Replica::new(now(started), run, name, seed, WINDOW_BYTES_MAX);
+        let mut replica = Replica::new(now(started), run, name, seed, WINDOW_BYTES_MAX, None);
         replica.handle(now(started), Input::Endpoints(addresses));
         let node = Loop {
             mesh: config.mesh.as_str().into(),

@@ -74,7 +74,9 @@ pub(crate) struct Clock {
 }
 
 /// A peer's time further ahead than this does not move our clock.
-const AHEAD_MS_MAX: u64 = 60_000;
+pub(crate) const AHEAD_MS_MAX: u64 = 60_000;
+/// Nothing was said before this, 2026-01-01: a clock that shows an earlier time was never set.
+pub const BUILD_MS: u64 = 1_767_225_600_000;
 
 impl Clock {
     /// The time for the first of `count` entries; the next call answers a later one.

@@ -171,8 +171,13 @@ pub enum Order {
     },
     /// Let go of all of this origin. Answered by [`Report::Expired`].
     Expire(Run),
-    /// Drop the record of this origin, of which nothing is left.
-    Forget(Run),
+    /// Drop the record of this origin, of which nothing is left, and take note of the horizon.
+    Forget {
+        /// Which.
+        run: Run,
+        /// Not older than the newest time that was let go.
+        horizon: Hlc,
+    },
 }
 
 /// Entries to be read for a peer.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::clock::{Mono, Now};
 use super::event::Notice;
+use super::message::BUCKETS;
 use super::ranges::RangeSet;
 use super::{Mutant, PEERS_MAX, Replica};
 use crate::id::{Run, RunHash, Seq};
@@ -72,8 +73,12 @@ pub struct Peer {
     pub(crate) asked_for: (u64, u64),
     /// The pair of hashes about which it has told all that it holds.
     pub(crate) told_for: Option<(u64, u64)>,
+    /// The hashes it was last asked to compare with its own.
+    pub(crate) compared: Option<Box<[u64; BUCKETS]>>,
     /// When it was last told all that we hold.
     pub(crate) answered_at: Option<Mono>,
+    /// How far its clock is ahead of ours.
+    pub(crate) offset_ms: Option<i64>,
 }
 
 /// What a peer holds of one origin.
@@ -81,6 +86,8 @@ pub struct Peer {
 pub(crate) struct Holds {
     pub floor: Seq,
     pub held: RangeSet,
+    /// What of it is in memory only.
+    pub volatile: RangeSet,
 }
 
 impl Peer {
@@ -106,7 +113,9 @@ impl Peer {
             asked_at: None,
             asked_for: (0, 0),
             told_for: None,
+            compared: None,
             answered_at: None,
+            offset_ms: None,
         }
     }
 
@@ -179,7 +188,10 @@ impl Replica {
         if status == Status::Down {
             let heard = peer.live;
             (peer.hears_us, peer.live) = (false, false);
-            peer.holds.clear();
+            // What it has on disk it has on disk; what it had in memory is gone.
+            for holds in peer.holds.values_mut() {
+                holds.held = holds.held.without(&std::mem::take(&mut holds.volatile));
+            }
             if heard {
                 self.greet_soon(now);
             }

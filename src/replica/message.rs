@@ -1,6 +1,8 @@
 //! What nodes say to each other. Who says it is known from the link it came over.
 //!
 //! [`crate::wire`] turns these into frames and back.
+//!
+//! [`Kept::arrived_ms`]: super::event::Kept::arrived_ms
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,7 +25,7 @@ pub enum Message {
     Hello(Hello),
     /// I leave; my stream ended at this seq: topic `mesh`.
     Goodbye(Seq),
-    /// Tell me what you hold of these runs; none named: of all. To one peer.
+    /// Tell me what you hold of these runs. To one peer.
     DigestRequest(Vec<RunHash>),
     /// What I hold. To one peer.
     Digest(Digest),
@@ -35,7 +37,12 @@ pub enum Message {
     Ping(u64),
     /// The number said back. To one peer.
     Pong(u64),
+    /// This is what I hold, as a hash for each bucket of origins: tell me what you hold in those that differ. To one peer.
+    Compare(Box<[u64; BUCKETS]>),
 }
+
+/// Origins are spread over so many buckets by the lowest bits of their hash.
+pub const BUCKETS: usize = 64;
 
 /// A sign of life with news.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -46,6 +53,8 @@ pub struct Heartbeat {
     pub marks: Vec<Mark>,
     /// Hash of what the sender holds of all origins that did not change lately.
     pub settled: u64,
+    /// The sender's own clock, in milliseconds since 1970.
+    pub wall_ms: u64,
 }
 
 /// What the sender holds of one origin, in short.
@@ -53,10 +62,12 @@ pub struct Heartbeat {
 pub struct Mark {
     /// The origin.
     pub run: RunHash,
-    /// Everything up to here has left the sender's window or never was in it, and is not to be had from it.
+    /// Everything up to here was let go by the sender, and is not to be had from it.
     pub floor: Seq,
     /// What it holds.
     pub held: RangeSet,
+    /// What of it is in memory only.
+    pub volatile: RangeSet,
 }
 
 /// Who a node is and whom it knows.
@@ -70,6 +81,8 @@ pub struct Hello {
     pub hears: Vec<RunHash>,
     /// Other runs that it hears, and where.
     pub knows: Vec<(Run, Vec<SocketAddr>)>,
+    /// The sender's own clock, in milliseconds since 1970.
+    pub wall_ms: u64,
 }
 
 /// What the sender holds, or a part of it.
@@ -77,8 +90,10 @@ pub struct Hello {
 pub struct Digest {
     /// By origin.
     pub holdings: Vec<Holding>,
-    /// Whether the receiver has been told of all origins with this one.
+    /// Whether the receiver has been told of all that differs with this one.
     pub all: bool,
+    /// A bit for each bucket in which both hold the same.
+    pub same: u64,
 }
 
 /// What the sender holds of one origin, in full.
@@ -86,10 +101,12 @@ pub struct Digest {
 pub struct Holding {
     /// The origin.
     pub run: Run,
-    /// Everything up to here has left the sender's window or never was in it.
+    /// Everything up to here was let go by the sender.
     pub floor: Seq,
     /// What it holds.
     pub held: RangeSet,
+    /// What of it is in memory only.
+    pub volatile: RangeSet,
     /// The time of the newest entry of this origin that the sender has seen.
     pub newest: Hlc,
     /// Whether the sender knows that this run has ended.
@@ -120,6 +137,6 @@ pub struct Repair {
     pub from: Seq,
     /// All that the sender holds of `from..=through` is in this part.
     pub through: Seq,
-    /// Encoded batches, oldest first.
-    pub batches: Vec<Bytes>,
+    /// Encoded batches, oldest first, each with when it first arrived anywhere ([`Kept::arrived_ms`]).
+    pub batches: Vec<(Bytes, u64)>,
 }

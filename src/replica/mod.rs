@@ -10,6 +10,7 @@ pub mod batch;
 pub mod clock;
 pub mod event;
 pub mod liveness;
+mod log;
 pub mod message;
 pub mod ranges;
 pub(crate) mod repair;
@@ -23,25 +24,29 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::id::{EntryId, Epoch, Key, Run, RunHash, Seq};
+use crate::id::{EntryId, Epoch, Key, NodeId, Run, RunHash, Seq};
 use batch::{Author, Batch, Draft};
 use clock::{Clock, Hlc, Mono, Now};
-use event::{Input, Missing, Notice, Output, Timing, To};
-use liveness::{Peer, Status};
+use event::{Input, Kept, Missing, Notice, Opened, Output, Timing, To};
+use liveness::{Holds, Peer, Status};
+use log::Log;
 use message::Message;
 use repair::Repairs;
 use stream::{Step, Stream, Taken};
 use version::Cursor;
 use window::Window;
 
-/// Streams known at most; beyond, those that ended longest ago and are held no more are forgotten.
-pub const STREAMS_MAX: usize = 4096;
+/// Streams known at most; beyond, those that ended longest ago are let go and forgotten.
+pub const STREAMS_MAX: usize = 65_536;
 /// Peers known at most.
 pub const PEERS_MAX: usize = 256;
 /// The window in memory, in bytes.
 pub const WINDOW_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// An entry further ahead of our clock than this is refused: 400 days.
-const AHEAD_MS_REFUSED: u64 = 400 * 24 * 3600 * 1000;
+const AHEAD_MS_REFUSED: u64 = 400 * DAY_MS;
+/// New runs of one node within a day; more are refused.
+pub const RUNS_PER_DAY_MAX: u32 = 1024;
+const DAY_MS: u64 = 24 * 3600 * 1000;
 
 /// The decisions of one node. See the [module](self).
 #[derive(Debug)]
@@ -55,9 +60,12 @@ pub struct Replica {
     endpoints: Vec<SocketAddr>,
     streams: BTreeMap<Run, Stream>,
     runs: HashMap<RunHash, Run>,
-    /// The newest time of any stream that was forgotten: what is older and unknown is not taken again.
+    /// The newest time that was let go by any rule: what is over a day older, over and unknown is not taken again.
     horizon: Hlc,
+    /// New runs of a node since a time.
+    newcomers: BTreeMap<NodeId, (u32, Mono)>,
     window: Window,
+    log: Log,
     peers: BTreeMap<Run, Peer>,
     repairs: Repairs,
     /// Streams of which something is missing.
@@ -109,6 +117,8 @@ pub struct Counters {
     pub repaired_bytes: u64,
     /// Digests asked for because hashes differed.
     pub digests: u64,
+    /// Entries that retention let go.
+    pub expired: u64,
 }
 
 /// One stream as the simulator sees it.
@@ -117,6 +127,7 @@ pub(crate) struct Audit<'a> {
     pub run: Run,
     pub seen: &'a ranges::RangeSet,
     pub have: &'a ranges::RangeSet,
+    pub stored: &'a ranges::RangeSet,
     pub settled: &'a ranges::RangeSet,
     pub owed: Seq,
     pub floor: Seq,
@@ -143,8 +154,16 @@ pub enum KnownKey {
 }
 
 impl Replica {
-    /// A replica that has seen nothing. `seed` varies its choices; two replicas with equal seed and inputs do the same.
-    pub fn new(now: Now, me: Run, name: Arc<str>, seed: u64, window_bytes_max: usize) -> Replica {
+    /// A replica that holds what is in its log, if it has one. `seed` varies its choices; two replicas with equal seed, log
+    /// and inputs do the same.
+    pub fn new(
+        now: Now,
+        me: Run,
+        name: Arc<str>,
+        seed: u64,
+        window_bytes_max: usize,
+        opened: Option<Opened>,
+    ) -> Replica {
         let mut replica = Replica {
             me,
             name,
@@ -156,7 +175,9 @@ impl Replica {
             streams: BTreeMap::new(),
             runs: HashMap::new(),
             horizon: Hlc::default(),
+            newcomers: BTreeMap::new(),
             window: Window::new(window_bytes_max),
+            log: Log::new(now.mono),
             peers: BTreeMap::new(),
             repairs: Repairs::default(),
             lacking: BTreeSet::new(),
@@ -176,6 +197,9 @@ impl Replica {
         };
         replica.stream(now, me);
         replica.meet(me, Seq(0), None);
+        if let Some(opened) = opened {
+            replica.open_log(now, opened);
+        }
         replica
     }
 
@@ -206,16 +230,16 @@ impl Replica {
         let mut rest = &fresh[..];
         while !rest.is_empty() {
             let first = self.streams[&self.me].sent.next();
-            let hlc = self.clock.tick(now, batch::BATCH_ENTRIES_MAX.min(rest.len()) as u64);
+            let time = self.log.time(now);
+            let hlc = self.clock.tick(time, batch::BATCH_ENTRIES_MAX.min(rest.len()) as u64);
             let author = Author { origin: self.me, name: &self.name, first, hlc, previous: self.previous };
             let batch = author.encode(rest);
             self.previous = batch.body_hash();
             rest = &rest[batch.count() as usize..];
-            self.outputs.push_back(Output::Send { to: To::All, message: Message::Batch(batch.clone()) });
             if let Some(own) = self.streams.get_mut(&self.me) {
                 own.sent = batch.last();
             }
-            self.store(now, batch, false);
+            self.store(now, Kept { batch, arrived_ms: now.wall_ms }, Source::Ourselves);
         }
         self.counters.published += fresh.len() as u64;
         Published { first: EntryId { run: self.me, seq: sent.next() }, count: fresh.len() as u64, known }
@@ -259,7 +283,7 @@ impl Replica {
                     self.greet_soon(now);
                 }
             }
-            Input::Log(_) => {}
+            Input::Log(report) => self.hear_log(now, report),
             Input::Stop => {
                 let sent = self.streams[&self.me].sent;
                 self.send(To::All, Message::Goodbye(sent));
@@ -329,21 +353,46 @@ impl Replica {
         cursor
     }
 
-    /// How many other nodes are known to hold an entry.
+    /// How many nodes other than its author are known to hold an entry on disk; this one counts, too.
+    pub fn stored_by(&self, id: EntryId) -> usize {
+        let mut holders = self.holders(id, |holds| holds.held.contains(id.seq) && !holds.volatile.contains(id.seq));
+        if id.run.node != self.me.node && self.is_stored(id) {
+            holders.insert(self.me.node);
+        }
+        holders.len()
+    }
+
+    /// How many other nodes than this one and the author are known to hold an entry, be it in memory.
     pub fn held_by(&self, id: EntryId) -> usize {
+        self.holders(id, |holds| holds.held.contains(id.seq)).len()
+    }
+
+    fn holders(&self, id: EntryId, holds: impl Fn(&Holds) -> bool) -> BTreeSet<NodeId> {
         let holders = self.peers.iter().filter(|(run, peer)| {
-            let holds = peer.holds.get(&id.run).is_some_and(|holds| holds.held.contains(id.seq));
-            holds && run.node != id.run.node && peer.status != Status::Down
+            run.node != id.run.node && run.node != self.me.node && peer.holds.get(&id.run).is_some_and(&holds)
         });
-        holders.map(|(run, _)| run.node).collect::<BTreeSet<_>>().len()
+        holders.map(|(run, _)| run.node).collect()
+    }
+
+    /// Whether an entry is on this node's disk.
+    pub fn is_stored(&self, id: EntryId) -> bool {
+        self.streams.get(&id.run).is_some_and(|stream| stream.stored.contains(id.seq))
+    }
+
+    /// The batches in the window that are not on disk, oldest first.
+    pub fn unstored(&self) -> impl Iterator<Item = &Batch> {
+        self.window().filter(|batch| {
+            let stored = self.streams.get(&batch.origin()).map(|stream| &stream.stored);
+            stored.is_none_or(|stored| !stored.covers(batch.first(), batch.last()))
+        })
     }
 
     /// What is known of each stream, for the simulator.
     #[cfg(feature = "sim")]
     pub(crate) fn audit(&self) -> impl Iterator<Item = Audit<'_>> {
         self.streams.iter().map(|(run, stream)| {
-            let Stream { seen, have, settled, owed, floor, .. } = stream;
-            Audit { run: *run, seen, have, settled, owed: *owed, floor: *floor }
+            let Stream { seen, have, stored, settled, owed, floor, .. } = stream;
+            Audit { run: *run, seen, have, stored, settled, owed: *owed, floor: *floor }
         })
     }
 
@@ -371,7 +420,7 @@ impl Replica {
     /// The stream of `origin`, made if there is room for it.
     fn stream(&mut self, now: Now, origin: Run) -> Option<&mut Stream> {
         if !self.streams.contains_key(&origin) {
-            if self.streams.len() >= STREAMS_MAX && !self.forget_stream(now) {
+            if !self.is_welcome(now, origin) || (self.streams.len() >= STREAMS_MAX && !self.forget_oldest(now)) {
                 self.counters.refused += 1;
                 return None;
             }
@@ -382,22 +431,42 @@ impl Replica {
         self.streams.get_mut(&origin)
     }
 
-    /// Forgets the stream that ended longest ago and is held no more.
-    fn forget_stream(&mut self, now: Now) -> bool {
-        let idle = |(run, stream): &(&Run, &Stream)| stream.is_bare() && **run != self.me && self.is_over(now, **run);
-        let Some((run, newest)) = self
-            .streams
-            .iter()
-            .filter(idle)
-            .map(|(run, stream)| (*run, stream.newest))
-            .min_by_key(|(_, newest)| *newest)
-        else {
-            return false;
-        };
-        self.horizon = self.horizon.max(newest);
-        if let Some(stream) = self.streams.remove(&run) {
-            self.runs.remove(&stream.hash);
+    /// Whether a node may have one more run: it may have [`RUNS_PER_DAY_MAX`] new ones a day.
+    fn is_welcome(&mut self, now: Now, origin: Run) -> bool {
+        let day = Duration::from_millis(DAY_MS);
+        if self.newcomers.len() >= STREAMS_MAX {
+            self.newcomers.retain(|_, (_, since)| now.mono - *since < day);
         }
+        if self.newcomers.len() >= STREAMS_MAX {
+            self.newcomers.clear();
+        }
+        let (count, since) = self.newcomers.entry(origin.node).or_insert((0, now.mono));
+        if now.mono - *since >= day {
+            (*count, *since) = (0, now.mono);
+        }
+        *count += 1;
+        *count <= RUNS_PER_DAY_MAX
+    }
+
+    /// Makes room: forgets the stream that ended longest ago and has nothing left; if there is none, lets the one go that
+    /// ended longest ago.
+    fn forget_oldest(&mut self, now: Now) -> bool {
+        let over = |(run, _): &(&Run, &Stream)| **run != self.me && self.is_over(now, **run);
+        let oldest = self.streams.iter().filter(over).min_by_key(|(_, stream)| (!stream.is_bare(), stream.newest));
+        let Some((run, bare)) = oldest.map(|(run, stream)| (*run, stream.is_bare())) else { return false };
+        if bare {
+            self.forget(run);
+        } else {
+            self.expire_all(run);
+        }
+        bare
+    }
+
+    /// Drops the record of a stream of which nothing is left; what it was does not come back.
+    fn forget(&mut self, run: Run) {
+        let Some(stream) = self.streams.remove(&run) else { return };
+        self.runs.remove(&stream.hash);
+        self.horizon = self.horizon.max(stream.newest.plus(DAY_MS << 16));
         for set in [&mut self.lacking, &mut self.unplanned, &mut self.waiting] {
             set.remove(&run);
         }
@@ -405,7 +474,13 @@ impl Replica {
         for peer in self.peers.values_mut() {
             peer.holds.remove(&run);
         }
-        true
+        self.forget_on_disk(run);
+    }
+
+    /// Whether what an unknown run said at `hlc` is from before what this node has let go.
+    fn is_old(&self, now: Now, run: Run, hlc: Hlc) -> bool {
+        let past = hlc.plus(DAY_MS << 16) <= self.horizon && hlc.wall_ms() >= clock::BUILD_MS;
+        past && !self.streams.contains_key(&run) && self.is_over(now, run)
     }
 
     /// Whether nothing more can come from this run itself.
@@ -416,7 +491,8 @@ impl Replica {
         let Some(stream) = self.streams.get(&run) else { return true };
         let silent = now.mono - stream.alive_at;
         let of_node = |epoch| Run { node: run.node, epoch: Epoch(epoch) };
-        let again = || self.peers.range(of_node(0)..=of_node(u64::MAX)).any(|(_, peer)| peer.live);
+        let again =
+            || run.node == self.me.node || self.peers.range(of_node(0)..=of_node(u64::MAX)).any(|(_, peer)| peer.live);
         stream.goodbye || stream.over || silent >= liveness::OVER_AFTER || (silent >= liveness::DOWN_AFTER && again())
     }
 
@@ -426,17 +502,16 @@ impl Replica {
         }
     }
 
-    /// Takes a batch into the window and hands on what can be delivered.
-    fn store(&mut self, now: Now, batch: Batch, repaired: bool) {
+    /// Takes a batch: into the log, into the window, to peers if it is ours, and to readers as far as it is its turn.
+    fn store(&mut self, now: Now, kept: Kept, source: Source) {
+        let batch = kept.batch.clone();
         let origin = batch.origin();
         let (start, me) = (self.start, self.me);
-        let ahead = batch.hlc_last().wall_ms() > now.wall_ms.saturating_add(AHEAD_MS_REFUSED);
-        let forgotten = !self.streams.contains_key(&origin) && batch.hlc_last() <= self.horizon;
-        if (ahead || forgotten) && !self.bug(Mutant::OldFrameAccepted) {
+        let again = self.bug(Mutant::OldFrameAccepted);
+        if (self.log.is_ahead(now, batch.hlc_last()) || self.is_old(now, origin, batch.hlc_last())) && !again {
             self.counters.refused += 1;
             return;
         }
-        let again = self.bug(Mutant::OldFrameAccepted);
         let Some(stream) = self.stream(now, origin) else { return };
         if origin == me && batch.last() > stream.sent {
             let id = EntryId { run: me, seq: batch.last() };
@@ -444,8 +519,14 @@ impl Replica {
             return;
         }
         let bytes = batch.bytes().len() as u64;
-        match stream.take(now.mono, batch.clone(), repaired) {
+        let repaired = matches!(source, Source::Repair);
+        match stream.take(now.mono, batch.clone(), kept.arrived_ms, repaired) {
             Taken::New => {}
+            Taken::Anew => {
+                self.append(kept);
+                self.look_for_holes(origin);
+                return;
+            }
             Taken::Again if again => {
                 self.outputs.push_back(Output::Deliver { batch, how: Timing::Live });
                 return;
@@ -460,15 +541,21 @@ impl Replica {
             }
         }
         let steps = stream.deliver(batch.first(), start);
+        self.append(kept);
+        if source == Source::Ourselves {
+            self.send(To::All, Message::Batch(batch.clone()));
+        }
         if origin != me {
             self.counters.received += u64::from(batch.count());
             self.counters.received_bytes += bytes;
             self.counters.repaired_bytes += if repaired { bytes } else { 0 };
         }
-        self.clock.observe(now, batch.hlc_last());
+        self.clock.observe(self.log.time(now), batch.hlc_last());
         self.window.insert(&batch);
         self.step(origin, steps);
-        self.mark(now, origin);
+        if !self.log.is_open() {
+            self.mark(now, origin);
+        }
         self.look_for_holes(origin);
         while let Some((run, first)) = self.window.surplus() {
             if self.bug(Mutant::StashUnbounded) {
@@ -484,9 +571,11 @@ impl Replica {
         if let Some(batch) = stream.batch(first) {
             self.window.remove(&batch.clone());
         }
-        let steps = stream.evict(now.mono, first, start);
+        let steps = stream.evict(now.mono, first, start, self.log.is_there());
         self.step(run, steps);
-        self.mark(now, run);
+        if !self.log.is_there() {
+            self.mark(now, run);
+        }
     }
 
     /// Delivers, and tells of gaps.
@@ -510,7 +599,7 @@ impl Replica {
         } else {
             self.waiting.remove(&origin);
         }
-        if origin != self.me && !stream.missing(self.limit(origin)).is_empty() {
+        if origin != self.me && !stream.missing(self.limit(origin), self.log.is_there()).is_empty() {
             self.lacking.insert(origin);
             self.unplanned.insert(origin);
         } else {
@@ -542,6 +631,7 @@ impl Replica {
                 self.repairs.give_up(now.mono, None, jitter);
             }
             self.speak(now);
+            self.retain(now);
             self.unplanned.clone_from(&self.lacking);
         }
         self.plan(now);
@@ -555,7 +645,8 @@ impl Replica {
             .iter()
             .filter_map(|run| self.streams.get(run)?.waiting_since)
             .map(|since| since + stream::GAP_WAIT);
-        let fixed = [self.beat_at, self.hello_at].into_iter().chain(self.repairs.deadline(now.mono));
+        let fixed =
+            [self.beat_at, self.hello_at].into_iter().chain(self.log.deadline()).chain(self.repairs.deadline(now.mono));
         let earliest = peers.chain(gaps).chain(fixed).min().unwrap_or(self.beat_at);
         earliest.max(now.mono + Duration::from_millis(1))
     }
@@ -605,6 +696,17 @@ impl Replica {
     }
 }
 
+/// Where a batch comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    /// It is ours and new.
+    Ourselves,
+    /// Its author says it.
+    Author,
+    /// It was asked for, or was found in a history that was moved aside.
+    Repair,
+}
+
 /// Bugs that can be planted (feature `mutants`); the simulator has to find each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mutant {
@@ -626,11 +728,17 @@ pub enum Mutant {
     BatchRecutOnRepair,
     /// What is below a peer's floor is taken for held by it.
     FloorTreatedAsHeld,
+    /// An entry counts as stored as soon as the log was told to keep it.
+    AckBeforeSync,
+    /// What was sent is advertised as if it were on disk.
+    SentAdvertised,
+    /// What retention let go is taken again.
+    ExpiredReadmitted,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 9] = [
+    pub const ALL: [Mutant; 12] = [
         Mutant::HoleSkippedSilently,
         Mutant::OldFrameAccepted,
         Mutant::DeadSourceForgotten,
@@ -640,6 +748,9 @@ impl Mutant {
         Mutant::OneWayPeerAsked,
         Mutant::BatchRecutOnRepair,
         Mutant::FloorTreatedAsHeld,
+        Mutant::AckBeforeSync,
+        Mutant::SentAdvertised,
+        Mutant::ExpiredReadmitted,
     ];
 }
 

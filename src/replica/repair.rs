@@ -8,12 +8,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::batch::{Author, Batch, Draft};
-use super::clock::{Mono, Now};
-use super::event::{Missing, Notice, To};
+use super::clock::{BUILD_MS, Mono, Now};
+use super::event::{Kept, Load, Missing, Notice, Span, To};
 use super::liveness::{Peer, Status};
 use super::message::{Message, Repair, Request};
 use super::ranges::RangeSet;
-use super::{Mutant, Replica};
+use super::{Mutant, Replica, Source};
 use crate::id::{Run, Seq};
 
 /// A request asks for at most so many bytes.
@@ -131,24 +131,38 @@ impl Repairs {
 }
 
 impl Replica {
-    /// Answers a request with what is held, oldest first.
+    /// Answers a request with what is held, oldest first: from memory if all of it is there, else through the log.
     pub(super) fn serve(&mut self, from: Run, request: Request) {
         let Request { origin, first, last, bytes_max } = request;
         self.counters.served += 1;
-        let batches: Vec<Batch> = match self.streams.get(&origin) {
-            Some(stream) if first <= last => stream.batches(first, last).cloned().collect(),
-            _ => Vec::new(),
+        let bytes_max = bytes_max.min(REQUEST_BYTES_MAX);
+        let Some(stream) = self.streams.get(&origin).filter(|_| first <= last) else {
+            return self.answer(from, origin, first, last.max(first), Vec::new());
         };
-        let budget = bytes_max.min(REQUEST_BYTES_MAX) as usize;
-        let recut = self.bug(Mutant::BatchRecutOnRepair);
-        let mut answer = Repair { origin, first, from: first, through: last, batches: Vec::new() };
-        let (mut total, mut bytes) = (0, 0);
-        let mut cut_at = None;
-        for batch in &batches {
-            if total >= budget {
-                cut_at = Some(Seq(batch.first().0 - 1));
+        let on_disk = stream.stored.without(&stream.have);
+        if on_disk.touches(first, last) {
+            self.load(Load { to: from, span: Span { run: origin, first, last }, bytes_max });
+            return;
+        }
+        let mut batches: Vec<Kept> = Vec::new();
+        let (mut through, mut bytes) = (last, 0);
+        for kept in stream.kept(first, last) {
+            if bytes >= bytes_max as usize {
+                through = Seq(kept.batch.first().0 - 1);
                 break;
             }
+            bytes += kept.batch.bytes().len();
+            batches.push(kept);
+        }
+        self.answer(from, origin, first, through, batches);
+    }
+
+    /// Sends what was asked for, in messages of a size that lets others between them.
+    pub(super) fn answer(&mut self, to: Run, origin: Run, first: Seq, through: Seq, batches: Vec<Kept>) {
+        let recut = self.bug(Mutant::BatchRecutOnRepair);
+        let mut answer = Repair { origin, first, from: first, through, batches: Vec::new() };
+        let mut bytes = 0;
+        for Kept { batch, arrived_ms } in batches {
             let mut encoded = batch.bytes().clone();
             if recut && batch.count() > 1 {
                 let drafts: Vec<Draft> =
@@ -160,24 +174,28 @@ impl Replica {
                 answer.through = Seq(batch.first().0 - 1).max(first);
                 let rest = Repair { from: answer.through.next(), batches: Vec::new(), ..answer };
                 let part = std::mem::replace(&mut answer, rest);
-                self.send(To::One(from), Message::Repair(part));
+                self.send(To::One(to), Message::Repair(part));
                 bytes = 0;
             }
-            total += encoded.len();
             bytes += encoded.len();
-            answer.batches.push(encoded);
+            answer.batches.push((encoded, arrived_ms));
         }
-        answer.through = cut_at.unwrap_or(last).max(first);
-        self.send(To::One(from), Message::Repair(answer));
+        answer.through = through.max(first);
+        self.send(To::One(to), Message::Repair(answer));
     }
 
     pub(super) fn hear_repair(&mut self, now: Now, from: Run, repair: Repair) {
         let Repair { origin, first, from: part, through, batches } = repair;
         let mut bytes = 0;
-        for encoded in batches {
+        for (encoded, arrived_ms) in batches {
             bytes += encoded.len() as u64;
             match Batch::parse(encoded) {
-                Ok(batch) if batch.origin() == origin => self.store(now, batch, true),
+                Ok(batch) if batch.origin() == origin => {
+                    // Only where a batch's own time says no age, its age counts from its first arrival anywhere.
+                    let passed_on = batch.hlc().wall_ms() < BUILD_MS && (BUILD_MS..now.wall_ms).contains(&arrived_ms);
+                    let arrived_ms = if passed_on { arrived_ms } else { now.wall_ms };
+                    self.store(now, Kept { batch, arrived_ms }, Source::Repair);
+                }
                 _ => self.counters.conflicts += 1,
             }
         }
@@ -187,6 +205,7 @@ impl Replica {
         if let (Some(stream), Some(holds)) = (self.streams.get(&origin), holds) {
             for (first, last) in stream.seen.missing(part.max(flight.first), through.min(flight.last)) {
                 holds.held.remove(first, last);
+                holds.volatile.remove(first, last);
             }
         }
         self.look_for_holes(origin);
@@ -202,8 +221,11 @@ impl Replica {
                 later.push(origin);
                 continue;
             }
-            let missing =
-                self.streams.get(&origin).map(|stream| stream.missing(self.limit(origin))).unwrap_or_default();
+            let missing = self
+                .streams
+                .get(&origin)
+                .map(|stream| stream.missing(self.limit(origin), self.log.is_there()))
+                .unwrap_or_default();
             if missing.is_empty() {
                 self.lacking.remove(&origin);
             }
@@ -233,7 +255,9 @@ impl Replica {
 
     /// Whether there is anybody to ask.
     fn may_ask(&self) -> bool {
-        self.repairs.flights.len() < REQUESTS_MAX && self.peers.iter().any(|(run, peer)| self.is_free(*run, peer))
+        !self.log.is_behind()
+            && self.repairs.flights.len() < REQUESTS_MAX
+            && self.peers.iter().any(|(run, peer)| self.is_free(*run, peer))
     }
 
     /// Whether this peer may be asked for more.
@@ -303,7 +327,7 @@ impl Replica {
             let floor = up().filter_map(|peer| Some(peer.holds.get(origin)?.floor)).max().unwrap_or_default();
             // Only a hole is settled, and what was let go: a tail that nobody has just waits.
             let limit = stream.seen.top().max(floor);
-            let mut nobody: RangeSet = stream.missing(limit).into_iter().collect();
+            let mut nobody: RangeSet = stream.missing(limit, self.log.is_there()).into_iter().collect();
             for holds in up().filter_map(|peer| peer.holds.get(origin)) {
                 nobody = nobody.without(&holds.held);
             }
@@ -324,8 +348,10 @@ impl Replica {
             }
             let settled = std::mem::take(always);
             for (first, last) in settled.iter() {
+                let Some(stream) = self.streams.get_mut(&origin) else { continue };
                 let steps = stream.settle(first, last, start);
                 let missing = (last.0 + 1).saturating_sub(first.max(stream.owed).0);
+                self.settle_on_disk(Span { run: origin, first, last });
                 if missing > 0 {
                     let reason = if last <= floor { Missing::Expired } else { Missing::Lost };
                     self.counters.missing += missing;

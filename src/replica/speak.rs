@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use super::batch::{Batch, NAME_BYTES_MAX};
 use super::clock::{Hlc, Mono, Now};
-use super::event::{Notice, To};
-use super::liveness::Holds;
-use super::message::{Digest, Heartbeat, Hello, Holding, Mark, Message};
+use super::event::{Kept, Notice, To};
+use super::liveness::{Holds, Peer, Status};
+use super::message::{BUCKETS, Digest, Heartbeat, Hello, Holding, Mark, Message};
 use super::ranges::RangeSet;
-use super::{Mutant, Replica, mix};
+use super::stream::Stream;
+use super::{Mutant, Replica, Source, mix};
 use crate::id::{EntryId, Run, RunHash, Seq};
 
 /// A heartbeat goes out this often.
@@ -40,7 +41,7 @@ const DIGEST_ANSWER_EVERY: Duration = Duration::from_millis(500);
 /// Bytes of marks in one heartbeat, estimated high.
 const MARK_BYTES_MAX: usize = 900;
 /// Ranges of one stream in a mark or digest; the highest are kept.
-const RANGES_MAX: usize = 48;
+const RANGES_MAX: usize = 24;
 /// Streams that did not change, in one heartbeat.
 const MARKS_IN_TURN: usize = 4;
 /// Streams in one digest message.
@@ -65,7 +66,11 @@ impl Replica {
         // Whoever asks us or answers us has heard us: its hello may have been lost.
         let hears_us = matches!(
             message,
-            Message::DigestRequest(_) | Message::Digest(_) | Message::Request(_) | Message::Repair(_)
+            Message::DigestRequest(_)
+                | Message::Compare(_)
+                | Message::Digest(_)
+                | Message::Request(_)
+                | Message::Repair(_)
         );
         // After its goodbye only its last words may still come.
         if !goodbye {
@@ -74,7 +79,7 @@ impl Replica {
             let first_word = !std::mem::replace(&mut peer.live, true);
             self.judge(now, from);
             if first_word {
-                self.greet(from);
+                self.greet(now, from);
                 self.greet_soon(now);
                 self.ask_for_all(now, from);
                 self.reconsider();
@@ -86,6 +91,7 @@ impl Replica {
             Message::Hello(hello) => self.hear_hello(now, from, hello),
             Message::Goodbye(sent) => self.hear_goodbye(now, from, sent),
             Message::DigestRequest(hashes) => self.answer_digest(now, from, &hashes),
+            Message::Compare(hashes) => self.answer_compare(now, from, &hashes),
             Message::Digest(digest) => self.hear_digest(now, from, digest),
             Message::Request(request) => self.serve(from, request),
             Message::Repair(repair) => self.hear_repair(now, from, repair),
@@ -101,13 +107,16 @@ impl Replica {
             return;
         }
         if let Some(peer) = self.peers.get_mut(&from) {
-            peer.holds.entry(from).or_default().held.insert(batch.first(), batch.last());
+            let holds = peer.holds.entry(from).or_default();
+            holds.held.insert(batch.first(), batch.last());
+            holds.volatile.insert(batch.first(), batch.last());
         }
-        self.store(now, batch, false);
+        self.store(now, Kept { batch, arrived_ms: now.wall_ms }, Source::Author);
     }
 
     fn hear_beat(&mut self, now: Now, from: Run, beat: Heartbeat) {
-        let Heartbeat { sent, marks, settled } = beat;
+        let Heartbeat { sent, marks, settled, wall_ms } = beat;
+        self.hear_time(now, from, wall_ms);
         if let Some(stream) = self.streams.get_mut(&from) {
             stream.sent = stream.sent.max(sent);
         }
@@ -115,9 +124,9 @@ impl Replica {
             self.meet(from, sent, None);
         }
         let mut unknown = Vec::new();
-        for Mark { run, floor, held } in marks {
+        for Mark { run, floor, held, volatile } in marks {
             match self.runs.get(&run).copied() {
-                Some(origin) => self.learn(from, origin, Holds { floor, held }),
+                Some(origin) => self.learn(from, origin, Holds { floor, held, volatile }),
                 None => unknown.push(run),
             }
         }
@@ -142,12 +151,37 @@ impl Replica {
         }
     }
 
-    /// Asks a peer for all that it holds.
+    /// Asks a peer for all that it holds and we do not hold alike.
     pub(super) fn ask_for_all(&mut self, now: Now, run: Run) {
+        let hashes = Box::new(self.bucket_hashes());
         if let Some(peer) = self.peers.get_mut(&run) {
             peer.asked_at = Some(now.mono);
+            peer.compared = Some(hashes.clone());
         }
-        self.send(To::One(run), Message::DigestRequest(Vec::new()));
+        self.send(To::One(run), Message::Compare(hashes));
+    }
+
+    /// What is held, as a hash for each bucket of origins.
+    fn bucket_hashes(&self) -> [u64; BUCKETS] {
+        let mut hashes = [0; BUCKETS];
+        for stream in self.streams.values() {
+            let (held, volatile) = (highest(stream.held()), highest(self.volatile(stream)));
+            if stream.floor == Seq(0) && held.is_empty() {
+                continue;
+            }
+            let sets = held.iter().chain([(Seq(0), stream.floor)]).chain(volatile.iter());
+            let hash = sets.fold(stream.hash.0, |hash, (first, last)| mix(mix(hash ^ first.0) ^ last.0));
+            hashes[bucket(stream.hash)] ^= hash;
+        }
+        hashes
+    }
+
+    /// What of a stream is in memory only, by our own word.
+    fn volatile(&self, stream: &Stream) -> RangeSet {
+        if self.bug(Mutant::SentAdvertised) {
+            return RangeSet::new();
+        }
+        stream.have.without(&stream.stored)
     }
 
     /// Takes note of what a peer holds of one stream.
@@ -158,7 +192,7 @@ impl Replica {
             return;
         }
         // Nobody says more than this of his own accord, and nobody has us remember more.
-        holds.held = highest(holds.held);
+        (holds.held, holds.volatile) = (highest(holds.held), highest(holds.volatile));
         if self.bug(Mutant::FloorTreatedAsHeld) {
             holds.held.insert(Seq(1), holds.floor);
         }
@@ -176,7 +210,8 @@ impl Replica {
     }
 
     fn hear_hello(&mut self, now: Now, from: Run, hello: Hello) {
-        let Hello { name, endpoints, hears, knows } = hello;
+        let Hello { name, endpoints, hears, knows, wall_ms } = hello;
+        self.hear_time(now, from, wall_ms);
         let me = self.streams[&self.me].hash;
         let Some(peer) = self.peers.get_mut(&from) else { return };
         let renamed = peer.name != name && name.len() <= NAME_BYTES_MAX;
@@ -193,7 +228,7 @@ impl Replica {
         self.judge(now, from);
         if newly {
             // It may not know, or have forgotten in a silence, that we hear it; and what it was asked before is lost.
-            self.greet(from);
+            self.greet(now, from);
             if !told_all {
                 self.ask_for_all(now, from);
             }
@@ -227,22 +262,31 @@ impl Replica {
     }
 
     fn answer_digest(&mut self, now: Now, from: Run, hashes: &[RunHash]) {
+        let runs: Vec<Run> = hashes.iter().filter_map(|hash| self.runs.get(hash).copied()).collect();
+        self.tell(now, from, runs, None);
+    }
+
+    fn answer_compare(&mut self, now: Now, from: Run, theirs: &[u64; BUCKETS]) {
         let Some(peer) = self.peers.get_mut(&from) else { return };
-        if hashes.is_empty() {
-            if peer.answered_at.is_some_and(|at| now.mono - at < DIGEST_ANSWER_EVERY) {
-                return;
-            }
-            peer.answered_at = Some(now.mono);
+        if peer.answered_at.is_some_and(|at| now.mono - at < DIGEST_ANSWER_EVERY) {
+            return;
         }
-        let runs: Vec<Run> = match hashes {
-            [] => self.streams.keys().copied().collect(),
-            _ => hashes.iter().filter_map(|hash| self.runs.get(hash).copied()).collect(),
-        };
+        peer.answered_at = Some(now.mono);
+        let ours = self.bucket_hashes();
+        let same = (0..BUCKETS).filter(|at| ours[*at] == theirs[*at]).fold(0u64, |same, at| same | 1 << at);
+        let differs = |stream: &Stream| same >> bucket(stream.hash) & 1 == 0;
+        let runs = self.streams.iter().filter(|(_, stream)| differs(stream)).map(|(run, _)| *run).collect();
+        self.tell(now, from, runs, Some(same));
+    }
+
+    /// Tells a peer what is held of these runs; with `same` this is all that differs.
+    fn tell(&mut self, now: Now, to: Run, runs: Vec<Run>, same: Option<u64>) {
         let mut holdings: Vec<Holding> = runs.into_iter().filter_map(|run| self.holding(now, run)).collect();
         loop {
             let rest = holdings.split_off(holdings.len().min(HOLDINGS_MAX));
-            let all = hashes.is_empty() && rest.is_empty();
-            self.send(To::One(from), Message::Digest(Digest { holdings, all }));
+            let all = same.is_some() && rest.is_empty();
+            let digest = Digest { holdings, all, same: same.filter(|_| all).unwrap_or(0) };
+            self.send(To::One(to), Message::Digest(digest));
             if rest.is_empty() {
                 break;
             }
@@ -253,18 +297,49 @@ impl Replica {
     fn holding(&self, now: Now, run: Run) -> Option<Holding> {
         let stream = self.streams.get(&run)?;
         let over = run != self.me && self.is_over(now, run);
-        Some(Holding { run, floor: stream.floor, held: highest(stream.have.clone()), newest: stream.newest, over })
+        let (held, volatile) = (highest(stream.held()), highest(self.volatile(stream)));
+        Some(Holding { run, floor: stream.floor, held, volatile, newest: stream.newest, over })
+    }
+
+    /// In buckets that are the same on both sides, a peer holds what we hold, as far as we hold it since we asked.
+    fn infer(&mut self, from: Run, same: u64) {
+        let ours = self.bucket_hashes();
+        let Some(compared) = self.peers.get_mut(&from).and_then(|peer| peer.compared.take()) else { return };
+        let sure = |at: usize| same >> at & 1 == 1 && ours[at] == compared[at];
+        let alike: Vec<Run> =
+            self.streams.iter().filter(|(_, stream)| sure(bucket(stream.hash))).map(|(run, _)| *run).collect();
+        for run in alike {
+            let Some(stream) = self.streams.get(&run) else { continue };
+            let (held, volatile) = (highest(stream.held()), highest(self.volatile(stream)));
+            let holds = Holds { floor: stream.floor, held, volatile };
+            if let Some(peer) = self.peers.get_mut(&from).filter(|peer| peer.live) {
+                peer.holds.insert(run, holds);
+            }
+        }
     }
 
     fn hear_digest(&mut self, now: Now, from: Run, digest: Digest) {
-        let Digest { holdings, all } = digest;
+        let Digest { holdings, all, same } = digest;
+        if all {
+            self.infer(from, same);
+            // Its earlier lives are told of in this one.
+            let me = from;
+            let earlier = |run: &Run, peer: &Peer| {
+                run.node == me.node && *run != me && !peer.linked && peer.status == Status::Down
+            };
+            for (run, peer) in &mut self.peers {
+                if earlier(run, peer) {
+                    peer.holds.clear();
+                }
+            }
+        }
         if let Some(peer) = self.peers.get_mut(&from).filter(|_| all) {
             peer.told_all = true;
             peer.told_for = Some(peer.asked_for);
         }
-        for Holding { run, floor, held, newest, over } in holdings {
+        for Holding { run, floor, held, volatile, newest, over } in holdings {
             let live = self.peers.get(&run).is_some_and(|peer| peer.live);
-            if !self.streams.contains_key(&run) && newest <= self.horizon && newest > Hlc::default() {
+            if newest > Hlc::default() && self.is_old(now, run, newest) {
                 self.counters.refused += 1;
                 continue;
             }
@@ -278,7 +353,7 @@ impl Replica {
             if top > Seq(0) || run == from {
                 self.meet(run, top, Some(newest));
             }
-            self.learn(from, run, Holds { floor, held });
+            self.learn(from, run, Holds { floor, held, volatile });
         }
     }
 
@@ -291,7 +366,7 @@ impl Replica {
             .map(|(run, _)| *run)
             .collect();
         for run in due {
-            self.greet(run);
+            self.greet(now, run);
             if let Some(peer) = self.peers.get_mut(&run) {
                 peer.greet_at = GREETINGS.get(peer.greeted as usize).map(|wait| now.mono + *wait);
                 peer.greeted += 1;
@@ -299,7 +374,7 @@ impl Replica {
         }
         if self.hello_at <= now.mono {
             self.hello_at = now.mono + HELLO_EVERY;
-            let hello = self.hello();
+            let hello = self.hello(now);
             self.send(To::All, Message::Hello(hello));
         }
         if self.beat_at <= now.mono {
@@ -310,49 +385,63 @@ impl Replica {
             self.beat_at = now.mono + BEAT_EVERY;
             self.settled = self.settled_hash(now.mono);
             self.look_for_lost(now);
-            let beat = self.beat(regular);
+            let beat = self.beat(now, regular);
             self.send(To::All, Message::Heartbeat(beat));
         }
     }
 
     /// What is held of `origin` changed: it is in one of the next heartbeats.
     pub(super) fn mark(&mut self, now: Now, origin: Run) {
-        if !self.moved.contains(&origin) {
-            self.moved.push_back(origin);
-        }
+        self.list(origin, false);
         self.beat_at = self.beat_at.min(now.mono + BEAT_AFTER_NEWS);
         self.deadline = self.deadline.min(self.beat_at);
     }
 
+    fn list(&mut self, origin: Run, first: bool) {
+        let Some(stream) = self.streams.get_mut(&origin) else { return };
+        if std::mem::replace(&mut stream.moved, true) {
+            return;
+        }
+        if first {
+            self.moved.push_front(origin);
+        } else {
+            self.moved.push_back(origin);
+        }
+    }
+
     /// What changed since the last beat. Once a second also our own stream and a few others in turn, changed or not: a
     /// beat that was lost does no lasting harm.
-    fn beat(&mut self, regular: bool) -> Heartbeat {
+    fn beat(&mut self, now: Now, regular: bool) -> Heartbeat {
         if regular {
-            self.moved.retain(|run| *run != self.me);
-            self.moved.push_front(self.me);
+            self.list(self.me, true);
             let after = (Bound::Excluded(self.listed), Bound::Unbounded);
             let turn: Vec<Run> =
                 self.streams.range(after).chain(&self.streams).map(|(run, _)| *run).take(MARKS_IN_TURN).collect();
             self.listed = turn.last().copied().unwrap_or(self.listed);
             for run in turn {
-                if !self.moved.contains(&run) {
-                    self.moved.push_back(run);
-                }
+                self.list(run, false);
             }
         }
         let mut marks = Vec::new();
         let mut bytes = 0;
         while let Some(run) = self.moved.front() {
-            let Some(stream) = self.streams.get(run) else { break };
-            let held = highest(stream.have.clone());
-            bytes += 24 + 18 * held.ranges_len();
-            if bytes > MARK_BYTES_MAX {
+            let Some(stream) = self.streams.get(run) else {
+                self.moved.pop_front();
+                continue;
+            };
+            let (held, volatile) = (highest(stream.held()), highest(self.volatile(stream)));
+            bytes += 24 + 18 * (held.ranges_len() + volatile.ranges_len());
+            if bytes > MARK_BYTES_MAX && !marks.is_empty() {
                 break;
             }
-            marks.push(Mark { run: stream.hash, floor: stream.floor, held });
-            self.moved.pop_front();
+            marks.push(Mark { run: stream.hash, floor: stream.floor, held, volatile });
+            if let Some(run) = self.moved.pop_front()
+                && let Some(stream) = self.streams.get_mut(&run)
+            {
+                stream.moved = false;
+            }
         }
-        Heartbeat { sent: self.streams[&self.me].sent, marks, settled: self.settled }
+        Heartbeat { sent: self.streams[&self.me].sent, marks, settled: self.settled, wall_ms: now.wall_ms }
     }
 
     fn settled_hash(&self, now: Mono) -> u64 {
@@ -360,14 +449,15 @@ impl Replica {
             self.streams.values().filter(|stream| stream.top > Seq(0) && now - stream.changed_at >= SETTLED_AFTER);
         settled.fold(0, |sum, stream| {
             // What is gone for good counts as had: two that differ in nothing to be had have one hash.
-            let mut ranges = stream.covered();
+            let mut ranges = stream.taken.clone();
+            ranges.insert(Seq(1), stream.floor);
             ranges.union(&stream.settled);
             sum ^ ranges.iter().fold(stream.hash.0, |hash, (first, last)| mix(mix(hash ^ first.0) ^ last.0))
         })
     }
 
-    fn greet(&mut self, run: Run) {
-        let hello = self.hello();
+    fn greet(&mut self, now: Now, run: Run) {
+        let hello = self.hello(now);
         self.send(To::One(run), Message::Hello(hello));
     }
 
@@ -377,7 +467,7 @@ impl Replica {
         self.deadline = self.deadline.min(self.hello_at);
     }
 
-    fn hello(&self) -> Hello {
+    fn hello(&self, now: Now) -> Hello {
         let live = || self.peers.iter().filter(|(_, peer)| peer.live);
         let hears = live().map(|(_, peer)| peer.hash).collect();
         let knows = live().take(KNOWS_MAX).map(|(run, peer)| {
@@ -386,8 +476,14 @@ impl Replica {
             addresses.truncate(ADDRESSES_MAX);
             (*run, addresses)
         });
-        Hello { name: self.name.clone(), endpoints: self.endpoints.clone(), hears, knows: knows.collect() }
+        let (name, endpoints) = (self.name.clone(), self.endpoints.clone());
+        Hello { name, endpoints, hears, knows: knows.collect(), wall_ms: now.wall_ms }
     }
+}
+
+/// The bucket of an origin.
+fn bucket(run: RunHash) -> usize {
+    (run.0 % BUCKETS as u64) as usize
 }
 
 /// The highest ranges of a set, as many as a message takes.

@@ -1,13 +1,14 @@
-//! One origin's entries as this node has them: what is held, what was seen, what is delivered next.
+//! One origin's entries as this node has them: what is held, on disk, seen, delivered next.
 //!
-//! Promises: a batch is taken once; batches are delivered in seq order, except those that come after a gap was given up.
+//! Promises: a batch is delivered once and kept once; batches are delivered in seq order, except those that come after a gap
+//! was given up; what is admitted was stored, and so was everything before it that is to be had.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::batch::Batch;
 use super::clock::{Hlc, Mono};
-use super::event::Timing;
+use super::event::{Kept, OnDisk, Timing};
 use super::ranges::RangeSet;
 use crate::id::{RunHash, Seq};
 
@@ -21,9 +22,15 @@ pub(crate) struct Stream {
     held: BTreeMap<Seq, Held>,
     /// The seqs of `held`.
     pub have: RangeSet,
-    /// Everything that was ever taken, also what has left the window.
+    /// Everything that this life was ever given, or found on its disk: never delivered again.
     pub seen: RangeSet,
-    /// Everything up to here has left the window.
+    /// What needs not be had from others: seen and, where there is a log, in it or on the way into it.
+    pub taken: RangeSet,
+    /// What is on disk.
+    pub stored: RangeSet,
+    /// What of it has local numbers.
+    pub admitted: RangeSet,
+    /// Everything up to here was let go: by retention, or by the window where there is no log.
     pub floor: Seq,
     /// What is missing for good and was reported.
     pub settled: RangeSet,
@@ -47,8 +54,10 @@ pub(crate) struct Stream {
     pub over: bool,
     /// When the origin was last heard over a link of its own, or this stream was made.
     pub alive_at: Mono,
-    /// When `have` last changed.
+    /// When what is held last changed.
     pub changed_at: Mono,
+    /// It waits to be listed in a heartbeat.
+    pub moved: bool,
     /// What nobody is known to have, and since when.
     pub lost: (Mono, RangeSet),
 }
@@ -56,6 +65,7 @@ pub(crate) struct Stream {
 #[derive(Debug)]
 struct Held {
     batch: Batch,
+    arrived_ms: u64,
     taken_at: Mono,
     /// Came as a repair, so it may be older than this node's life.
     repaired: bool,
@@ -65,6 +75,8 @@ struct Held {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Taken {
     New,
+    /// It was seen before, but is not in the log any more.
+    Anew,
     /// All of it was seen before.
     Again,
     /// It contradicts what was seen: other borders, or another body.
@@ -85,6 +97,9 @@ impl Stream {
             held: BTreeMap::new(),
             have: RangeSet::new(),
             seen: RangeSet::new(),
+            taken: RangeSet::new(),
+            stored: RangeSet::new(),
+            admitted: RangeSet::new(),
             floor: Seq(0),
             settled: RangeSet::new(),
             next: Seq(1),
@@ -98,8 +113,22 @@ impl Stream {
             over: false,
             alive_at: now,
             changed_at: now,
+            moved: false,
             lost: (now, RangeSet::new()),
         }
+    }
+
+    /// Takes over what a disk holds, when it is opened or opened again.
+    pub fn open(&mut self, now: Mono, disk: OnDisk) {
+        let OnDisk { run: _, floor, stored, admitted, settled, newest } = disk;
+        if self.seen.is_empty() {
+            self.next = stored.top().max(floor).next();
+        }
+        self.seen.union(&stored);
+        self.settled.union(&settled.without(&stored));
+        (self.floor, self.newest) = (self.floor.max(floor), self.newest.max(newest));
+        self.top = self.top.max(stored.top()).max(floor);
+        (self.taken, self.stored, self.admitted, self.changed_at) = (stored.clone(), stored, admitted, now);
     }
 
     /// The first word of where this stream stands: `top` of time `newest` (none: unknown). What was said before `start` is
@@ -118,21 +147,73 @@ impl Stream {
     }
 
     /// Takes a batch into the window, if it is new.
-    pub fn take(&mut self, now: Mono, batch: Batch, repaired: bool) -> Taken {
+    pub fn take(&mut self, now: Mono, batch: Batch, arrived_ms: u64, repaired: bool) -> Taken {
         let (first, last) = (batch.first(), batch.last());
-        if self.seen.touches(first, last) {
+        if last <= self.floor {
+            return Taken::Again;
+        }
+        let known = self.seen.touches(first, last);
+        if known {
             let same = self.seen.covers(first, last)
                 && self.held.get(&first).is_none_or(|held| held.batch.body_hash() == batch.body_hash());
-            return if same { Taken::Again } else { Taken::Conflict };
+            if !same || self.taken.covers(first, last) {
+                return if same { Taken::Again } else { Taken::Conflict };
+            }
+        }
+        self.taken.insert(first, last);
+        self.settled.remove(first, last);
+        self.changed_at = now;
+        if known {
+            return Taken::Anew;
         }
         self.seen.insert(first, last);
         self.have.insert(first, last);
-        self.settled.remove(first, last);
         self.top = self.top.max(last);
         self.newest = self.newest.max(batch.hlc_last());
-        self.changed_at = now;
-        self.held.insert(first, Held { batch, taken_at: now, repaired });
+        self.held.insert(first, Held { batch, arrived_ms, taken_at: now, repaired });
         Taken::New
+    }
+
+    /// `first..=last` is on disk now.
+    pub fn store(&mut self, now: Mono, first: Seq, last: Seq) {
+        if last > self.floor {
+            self.stored.insert(first, last);
+            self.taken.insert(first, last);
+            self.changed_at = now;
+        }
+    }
+
+    /// What can have local numbers now: all before it is stored, lost or expired. Each stretch with whether it is late.
+    pub fn admit(&mut self) -> Vec<(Seq, Seq, bool)> {
+        let mut solid = self.stored.clone();
+        solid.union(&self.settled);
+        solid.insert(Seq(1), self.floor);
+        let Some((Seq(1), end)) = solid.iter().next() else { return Vec::new() };
+        let mut fresh = Vec::new();
+        for (first, last) in self.stored.iter().take_while(|(first, _)| *first <= end) {
+            let late = |(first, last): (Seq, Seq)| (first, last, first < self.admitted.top());
+            fresh.extend(self.admitted.missing(first, last).into_iter().map(late));
+        }
+        for (first, last, _) in &fresh {
+            self.admitted.insert(*first, *last);
+        }
+        fresh
+    }
+
+    /// Retention has let go of everything up to `floor`.
+    pub fn expire(&mut self, now: Mono, floor: Seq) {
+        self.floor = self.floor.max(floor);
+        for set in [&mut self.stored, &mut self.taken, &mut self.admitted, &mut self.settled] {
+            set.remove(Seq(0), floor);
+        }
+        self.changed_at = now;
+    }
+
+    /// What is to be had from here.
+    pub fn held(&self) -> RangeSet {
+        let mut held = self.stored.clone();
+        held.union(&self.have);
+        held
     }
 
     /// What can be delivered now that the batch at `first` was taken.
@@ -215,8 +296,9 @@ impl Stream {
         steps
     }
 
-    /// Lets the batch at `first` leave the window; answers what has to be delivered before it goes.
-    pub fn evict(&mut self, now: Mono, first: Seq, start: Hlc) -> Vec<Step> {
+    /// Lets the batch at `first` leave the window; answers what has to be delivered before it goes. Where there is no log it
+    /// is gone then.
+    pub fn evict(&mut self, now: Mono, first: Seq, start: Hlc, logged: bool) -> Vec<Step> {
         let mut steps = Vec::new();
         while self.next <= first && self.waiting_since.is_some() {
             steps.extend(self.give_up(now, start, true));
@@ -224,10 +306,20 @@ impl Stream {
         if let Some(held) = self.held.remove(&first) {
             let last = held.batch.last();
             self.have.remove(first, last);
-            self.floor = self.floor.max(last);
-            self.changed_at = now;
+            if !logged {
+                self.floor = self.floor.max(last);
+                self.changed_at = now;
+            }
         }
         steps
+    }
+
+    /// The batches held that touch `first..=last`, ascending, with when they arrived.
+    pub fn kept(&self, first: Seq, last: Seq) -> impl Iterator<Item = Kept> + '_ {
+        self.batches(first, last).map(|batch| {
+            let arrived_ms = self.held.get(&batch.first()).map_or(0, |held| held.arrived_ms);
+            Kept { batch: batch.clone(), arrived_ms }
+        })
     }
 
     /// The batches held that touch `first..=last`, ascending.
@@ -252,16 +344,18 @@ impl Stream {
     }
 
     /// What is missing up to `limit` and not settled. History below the floor is not missed: it would not stay.
-    pub fn missing(&self, limit: Seq) -> Vec<(Seq, Seq)> {
-        let known = self.seen.missing(self.floor.next().min(self.owed.max(Seq(1))), limit);
+    pub fn missing(&self, limit: Seq, logged: bool) -> Vec<(Seq, Seq)> {
+        // Without a log the floor may have passed what live readers are owed.
+        let from = if logged { self.floor.next() } else { self.floor.next().min(self.owed.max(Seq(1))) };
+        let known = self.taken.missing(from, limit);
         if self.settled.is_empty() {
             return known;
         }
         known.into_iter().flat_map(|(first, last)| self.settled.missing(first, last)).collect()
     }
 
-    /// Whether nothing of it is in the window.
+    /// Whether nothing of it is held.
     pub fn is_bare(&self) -> bool {
-        self.held.is_empty()
+        self.held.is_empty() && self.stored.is_empty()
     }
 }

@@ -371,7 +371,7 @@ impl World {
         let run = Run { node: host.node, epoch };
         let now = Now { mono: Mono(self.now + mono), wall_ms: wall(self.now, host.skew_ms) };
         #[cfg_attr(not(feature = "mutants"), allow(unused_mut))]
-        let mut replica = Replica::new(now, run, format!("node {index}").into(), seed, self.plan.window_bytes);
+        let mut replica = Replica::new(now, run, format!("node {index}").into(), seed, self.plan.window_bytes, None);
         #[cfg(feature = "mutants")]
         if let Some(mutant) = self.mutant {
             replica.plant(mutant);
@@ -660,7 +660,7 @@ impl World {
         self.counts.messages += 1;
         let message = wire::decode(frame.topic.as_bytes(), &frame.body).map_err(|error| error.to_string())?;
         if let Message::Repair(repair) = &message {
-            for batch in repair.batches.iter().filter_map(|batch| Batch::parse(batch.clone()).ok()) {
+            for batch in repair.batches.iter().filter_map(|(batch, _)| Batch::parse(batch.clone()).ok()) {
                 let seen =
                     life.replica.audit().any(|audit| audit.run == batch.origin() && audit.seen.contains(batch.first()));
                 life.given.repaired_bytes += batch.bytes().len() as u64;

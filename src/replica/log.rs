@@ -1,0 +1,367 @@
+//! What the core knows of its log and decides about it: what to append, admit, read for peers and let go.
+//!
+//! Also which time to trust where the machine's own clock was never set.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::batch::Batch;
+use super::clock::{AHEAD_MS_MAX, BUILD_MS, Hlc, Mono, Now};
+use super::event::{Kept, Load, Opened, Order, Output, Report, Span};
+use super::ranges::RangeSet;
+use super::{AHEAD_MS_REFUSED, DAY_MS, Mutant, Replica, Source};
+use crate::id::{Run, Seq};
+
+/// Bytes of batches on their way to the disk. While there are more, entries of others are delivered, but kept later, when
+/// they are asked for again.
+pub const APPEND_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Reads for peers that are under way; a peer that asks for more asks somebody else.
+pub const LOADS_MAX: usize = 32;
+/// Retention is looked after this often.
+const RETAIN_EVERY: Duration = Duration::from_secs(10);
+/// A node younger than this takes over the time of its peers if they agree that it is late.
+const YOUNG: Duration = Duration::from_secs(10);
+
+/// The log as the core sees it.
+#[derive(Debug)]
+pub(crate) struct Log {
+    state: State,
+    /// Bytes ordered and not reported, by batch.
+    appending: BTreeMap<(Run, Seq), usize>,
+    appending_bytes: usize,
+    loads: usize,
+    retain_at: Mono,
+    born: Mono,
+    /// The newest time of this node's own earlier runs.
+    last_life: Hlc,
+    /// How far our clock is set forward, because it shows a time that cannot be.
+    raise_ms: u64,
+    /// How far the median of the peers is ahead of the machine's clock.
+    offset_ms: Option<i64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// This node keeps nothing.
+    None,
+    Open,
+    /// It takes nothing for now.
+    Closed,
+}
+
+/// Why retention by age waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClockDoubt {
+    /// The clock shows a time before this program was made.
+    NeverSet,
+    /// It is more than a day behind what this node said in its last life.
+    BehindLastLife,
+    /// It differs from the median of the peers by more than a minute: by so many milliseconds.
+    OffMedian(i64),
+}
+
+impl Log {
+    pub fn new(now: Mono) -> Log {
+        Log {
+            state: State::None,
+            appending: BTreeMap::new(),
+            appending_bytes: 0,
+            loads: 0,
+            retain_at: now + RETAIN_EVERY,
+            born: now,
+            last_life: Hlc::default(),
+            raise_ms: 0,
+            offset_ms: None,
+        }
+    }
+
+    /// Whether this node keeps a log, be it out of order for now.
+    pub fn is_there(&self) -> bool {
+        self.state != State::None
+    }
+
+    pub fn is_open(&self) -> bool {
+        self.state == State::Open
+    }
+
+    /// Whether so much is on its way to the disk that nothing more should be asked for.
+    pub fn is_behind(&self) -> bool {
+        self.appending_bytes > APPEND_BYTES_MAX / 2
+    }
+
+    pub fn deadline(&self) -> Option<Mono> {
+        self.is_there().then_some(self.retain_at)
+    }
+
+    /// The time to give to what we say.
+    pub fn time(&self, now: Now) -> Now {
+        Now { wall_ms: now.wall_ms.saturating_add(self.raise_ms), ..now }
+    }
+
+    /// Whether a time is so far ahead of every clock we know that it cannot be.
+    pub fn is_ahead(&self, now: Now, hlc: Hlc) -> bool {
+        if self.offset_ms.is_none() && now.wall_ms < BUILD_MS {
+            return false;
+        }
+        let peers = now.wall_ms.saturating_add_signed(self.offset_ms.unwrap_or(0));
+        hlc.wall_ms() > self.time(now).wall_ms.max(peers).saturating_add(AHEAD_MS_REFUSED)
+    }
+
+    /// Why the machine's clock is not to be trusted with what is to be let go.
+    fn doubt(&self, now: Now) -> Option<ClockDoubt> {
+        if now.wall_ms < BUILD_MS {
+            return Some(ClockDoubt::NeverSet);
+        }
+        if now.wall_ms + DAY_MS < self.last_life.wall_ms() {
+            return Some(ClockDoubt::BehindLastLife);
+        }
+        let offset = self.offset_ms.filter(|offset| offset.unsigned_abs() > AHEAD_MS_MAX)?;
+        Some(ClockDoubt::OffMedian(offset))
+    }
+}
+
+impl Replica {
+    /// Why retention by age waits, if it does.
+    pub fn clock_doubt(&self, now: Now) -> Option<ClockDoubt> {
+        self.log.doubt(now)
+    }
+
+    /// Bytes of batches that are on their way to the disk.
+    pub fn appending_bytes(&self) -> usize {
+        self.log.appending_bytes
+    }
+
+    pub(super) fn hear_log(&mut self, now: Now, report: Report) {
+        match report {
+            Report::Opened(opened) => self.open_log(now, opened),
+            Report::Stored(spans) => self.stored(now, spans),
+            Report::Closed => {
+                self.log.state = State::Closed;
+                self.log.appending.clear();
+                self.log.appending_bytes = 0;
+            }
+            Report::Loaded { load, batches, through } => {
+                self.log.loads = self.log.loads.saturating_sub(1);
+                self.loaded(load, batches, through);
+            }
+            Report::Expired { run, floor, newest } => self.expired(now, run, floor, newest),
+            Report::Found(batches) => {
+                for kept in batches {
+                    self.store(now, kept, Source::Repair);
+                }
+            }
+        }
+    }
+
+    /// The log is there: takes over what it holds, and has it keep what only the window holds.
+    pub(super) fn open_log(&mut self, now: Now, opened: Opened) {
+        let Opened { streams, horizon } = opened;
+        self.log.state = State::Open;
+        self.log.appending.clear();
+        self.log.appending_bytes = 0;
+        self.horizon = self.horizon.max(horizon);
+        let mut disk: BTreeMap<Run, _> = streams.into_iter().map(|stream| (stream.run, stream)).collect();
+        for (run, stream) in &mut self.streams {
+            let none = || super::event::OnDisk {
+                run: *run,
+                floor: Seq(0),
+                stored: RangeSet::new(),
+                admitted: RangeSet::new(),
+                settled: RangeSet::new(),
+                newest: Hlc::default(),
+            };
+            stream.open(now.mono, disk.remove(run).unwrap_or_else(none));
+        }
+        for (run, on_disk) in disk {
+            if run.node == self.me.node {
+                self.log.last_life = self.log.last_life.max(on_disk.newest);
+            }
+            let hash = run.hash();
+            let mut stream = super::Stream::new(now.mono, hash);
+            stream.open(now.mono, on_disk);
+            self.runs.insert(hash, run);
+            self.streams.insert(run, stream);
+        }
+        // Time does not run back between the lives of a node.
+        let last = self.log.last_life.wall_ms();
+        self.raise(now, last.saturating_sub(now.wall_ms));
+        let window: Vec<(Run, Seq)> = self.window.iter().collect();
+        for (run, first) in window {
+            let Some(stream) = self.streams.get_mut(&run) else { continue };
+            let Some(kept) = stream.kept(first, first).next().filter(|kept| kept.batch.first() == first) else {
+                continue;
+            };
+            if !stream.taken.covers(first, kept.batch.last()) {
+                stream.taken.insert(first, kept.batch.last());
+                self.append(kept);
+            }
+        }
+        let runs: Vec<Run> = self.streams.keys().copied().collect();
+        for run in runs {
+            self.admit(run);
+            self.look_for_holes(run);
+        }
+    }
+
+    /// Has the log keep a batch that was just taken.
+    pub(super) fn append(&mut self, kept: Kept) {
+        if !self.log.is_open() {
+            return;
+        }
+        let (run, first, last) = (kept.batch.origin(), kept.batch.first(), kept.batch.last());
+        let bytes = kept.batch.bytes().len();
+        if run != self.me && self.log.appending_bytes + bytes > APPEND_BYTES_MAX {
+            if let Some(stream) = self.streams.get_mut(&run) {
+                stream.taken.remove(first, last);
+            }
+            return;
+        }
+        self.log.appending.insert((run, first), bytes);
+        self.log.appending_bytes += bytes;
+        if self.bug(Mutant::AckBeforeSync)
+            && let Some(stream) = self.streams.get_mut(&run)
+        {
+            stream.stored.insert(first, last);
+        }
+        self.outputs.push_back(Output::Log(Order::Append(kept)));
+    }
+
+    fn stored(&mut self, now: Now, spans: Vec<Span>) {
+        let mut runs: Vec<Run> = Vec::new();
+        for Span { run, first, last } in spans {
+            if let Some(bytes) = self.log.appending.remove(&(run, first)) {
+                self.log.appending_bytes -= bytes;
+            }
+            if let Some(stream) = self.streams.get_mut(&run) {
+                stream.store(now.mono, first, last);
+                if runs.last() != Some(&run) {
+                    runs.push(run);
+                }
+            }
+        }
+        for run in runs {
+            self.admit(run);
+            self.mark(now, run);
+        }
+        self.deadline = self.deadline.min(self.beat_at);
+    }
+
+    /// Gives local numbers to what can have them.
+    pub(super) fn admit(&mut self, run: Run) {
+        let Some(stream) = self.streams.get_mut(&run).filter(|_| self.log.is_there()) else { return };
+        for (first, last, late) in stream.admit() {
+            self.outputs.push_back(Output::Log(Order::Admit { span: Span { run, first, last }, late }));
+        }
+    }
+
+    /// Has the log remember what is missing for good.
+    pub(super) fn settle_on_disk(&mut self, span: Span) {
+        if self.log.is_open() {
+            self.outputs.push_back(Output::Log(Order::Settle(span)));
+            self.admit(span.run);
+        }
+    }
+
+    /// Reads what a peer asks for; false if too much is being read.
+    pub(super) fn load(&mut self, load: Load) -> bool {
+        if self.log.loads >= LOADS_MAX {
+            return false;
+        }
+        self.log.loads += 1;
+        self.outputs.push_back(Output::Log(Order::Load(load)));
+        true
+    }
+
+    /// What was read for a peer, and what of it is in memory only, goes to it.
+    fn loaded(&mut self, load: Load, mut batches: Vec<Kept>, through: Seq) {
+        let Load { to, span: Span { run, first, .. }, .. } = load;
+        if let Some(stream) = self.streams.get(&run) {
+            let there: Vec<Seq> = batches.iter().map(|kept| kept.batch.first()).collect();
+            batches.extend(stream.kept(first, through).filter(|kept| !there.contains(&kept.batch.first())));
+            batches.sort_by_key(|kept| kept.batch.first());
+        }
+        self.answer(to, run, first, through, batches);
+    }
+
+    /// Retention has let something go.
+    fn expired(&mut self, now: Now, run: Run, floor: Seq, newest: Hlc) {
+        self.horizon = self.horizon.max(newest);
+        let Some(stream) = self.streams.get_mut(&run) else { return };
+        let gone: Vec<Batch> = stream.batches(Seq(1), floor).filter(|batch| batch.last() <= floor).cloned().collect();
+        let before = stream.stored.count();
+        for batch in gone {
+            self.evict(now, run, batch.first());
+        }
+        let readmit = self.bug(Mutant::ExpiredReadmitted);
+        let Some(stream) = self.streams.get_mut(&run) else { return };
+        let floor_before = stream.floor;
+        stream.expire(now.mono, floor);
+        if readmit {
+            stream.floor = floor_before;
+        }
+        self.counters.expired += before - stream.stored.count();
+        self.mark(now, run);
+        self.look_for_holes(run);
+        self.admit(run);
+    }
+
+    /// Lets go of a whole origin.
+    pub(super) fn expire_all(&mut self, run: Run) {
+        if self.log.is_open() {
+            self.outputs.push_back(Output::Log(Order::Expire(run)));
+        }
+    }
+
+    pub(super) fn forget_on_disk(&mut self, run: Run) {
+        if self.log.is_open() {
+            self.outputs.push_back(Output::Log(Order::Forget { run, horizon: self.horizon }));
+        }
+    }
+
+    /// Has the log let go of what is due, and forgets origins of which nothing is left and nothing can come back.
+    pub(super) fn retain(&mut self, now: Now) {
+        if !self.log.is_there() || now.mono < self.log.retain_at {
+            return;
+        }
+        self.log.retain_at = now.mono + RETAIN_EVERY;
+        if !self.log.is_open() {
+            return;
+        }
+        let wall_ms = self.log.doubt(now).is_none().then_some(now.wall_ms);
+        self.outputs.push_back(Output::Log(Order::Retain { wall_ms }));
+        let left: Vec<Run> = self
+            .streams
+            .iter()
+            .filter(|(run, stream)| {
+                let past = stream.newest.plus(DAY_MS << 16) < self.horizon;
+                past && stream.floor > Seq(0) && stream.is_bare() && **run != self.me && self.is_over(now, **run)
+            })
+            .map(|(run, _)| *run)
+            .collect();
+        for run in left {
+            self.forget(run);
+        }
+    }
+
+    /// A peer says what time it is.
+    pub(super) fn hear_time(&mut self, now: Now, from: Run, wall_ms: u64) {
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        peer.offset_ms = Some(wall_ms.cast_signed().wrapping_sub(now.wall_ms.cast_signed()));
+        let mut offsets: Vec<i64> =
+            self.peers.values().filter(|peer| peer.live).filter_map(|peer| peer.offset_ms).collect();
+        offsets.sort_unstable();
+        let median = offsets[(offsets.len() - 1) / 2..].first().copied();
+        self.log.offset_ms = median;
+        // One peer alone may be the one that is wrong, unless we know that we are.
+        let young = now.mono - self.log.born < YOUNG && offsets.len() > 1;
+        let behind = median.and_then(|offset| u64::try_from(offset).ok()).filter(|offset| *offset > AHEAD_MS_MAX);
+        if let Some(behind) = behind.filter(|_| young || now.wall_ms < BUILD_MS) {
+            self.raise(now, behind);
+        }
+    }
+
+    fn raise(&mut self, now: Now, raise_ms: u64) {
+        self.log.raise_ms = self.log.raise_ms.max(raise_ms);
+        self.start = self.start.max(Hlc::at(self.log.time(now).wall_ms));
+    }
+}
