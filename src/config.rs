@@ -9,6 +9,10 @@ use crate::id::Room;
 
 /// The port where peers reach a node, unless it is taken: so that firewalls and seeds have something to name.
 pub const PORT_DEFAULT: u16 = 47474;
+/// How many days messages are kept on disk.
+pub const RETAIN_DAYS_DEFAULT: u32 = 30;
+/// How many bytes of messages are kept on disk: 1 GiB.
+pub const RETAIN_BYTES_DEFAULT: u64 = 1024 * 1024 * 1024;
 
 /// Everything a node can be told.
 #[derive(Clone, Debug)]
@@ -27,6 +31,26 @@ pub struct Config {
     pub interfaces: Vec<String>,
     /// Identity and remembered peers; none: the identity lasts for the run.
     pub data_dir: Option<PathBuf>,
+    /// Whether to keep messages on disk; needs `data_dir`.
+    pub history: bool,
+    /// When what is kept counts as safe.
+    pub fsync: Fsync,
+    /// Messages leave the disk when they are older than this, [`RETAIN_DAYS_DEFAULT`] by default.
+    pub retain_days: u32,
+    /// The oldest messages leave the disk while their batches take more than this, [`RETAIN_BYTES_DEFAULT`] by default.
+    pub retain_bytes: u64,
+}
+
+/// When a message counts as being on disk. Shown as `always`, `group` or `os`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Fsync {
+    /// After an fsync of its own: as slow as the disk.
+    Always,
+    /// After an fsync together with all that waited with it. Rule of thumb: leave it at this.
+    #[default]
+    Group,
+    /// Once the operating system has it, which writes it within a second: a power cut may lose that second.
+    Os,
 }
 
 /// Where to listen for peers.
@@ -57,6 +81,10 @@ impl Default for Config {
             mdns: cfg!(feature = "mdns"),
             interfaces: Vec::new(),
             data_dir: None,
+            history: cfg!(feature = "history"),
+            fsync: Fsync::default(),
+            retain_days: RETAIN_DAYS_DEFAULT,
+            retain_bytes: RETAIN_BYTES_DEFAULT,
         }
     }
 }
@@ -98,6 +126,29 @@ impl Listen {
             Listen::Default => SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT_DEFAULT)),
             Listen::At(address) => address,
         }
+    }
+}
+
+impl FromStr for Fsync {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Fsync, String> {
+        match text {
+            "always" => Ok(Fsync::Always),
+            "group" => Ok(Fsync::Group),
+            "os" => Ok(Fsync::Os),
+            _ => Err(format!("`{text}` is not always, group or os")),
+        }
+    }
+}
+
+impl std::fmt::Display for Fsync {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Fsync::Always => "always",
+            Fsync::Group => "group",
+            Fsync::Os => "os",
+        })
     }
 }
 

@@ -35,6 +35,16 @@ pub enum StartError {
         /// What the system said.
         source: io::Error,
     },
+    /// The history was written by a newer hubless; nothing of it was touched.
+    #[error("the history in {} is of a newer version ({found}) than this hubless reads ({known})", path.display())]
+    NewerHistory {
+        /// Its folder.
+        path: PathBuf,
+        /// The version of its format.
+        found: u32,
+        /// The newest format that is known here.
+        known: u32,
+    },
     /// The operating system gave no thread, no random numbers or no socket folder.
     #[error("{what}: {source}")]
     System {
@@ -79,4 +89,18 @@ impl From<Stopped> for PublishError {
     fn from(_: Stopped) -> PublishError {
         PublishError::Stopped
     }
+}
+
+/// The history could not answer; the node goes on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HistoryError {
+    /// It is closed: there is none, its disk is failing, or it is being opened anew. Ask again later.
+    #[error("the history is not open")]
+    Closed,
+    /// The disk did not give what is on it; it is tried again with the next question.
+    #[error("the history cannot be read: {0}")]
+    Read(String),
+    /// What is on disk contradicts itself. The history is moved aside, a new one is begun and refilled by peers.
+    #[error("the history is damaged: {0}")]
+    Damaged(String),
 }

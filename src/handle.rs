@@ -19,6 +19,7 @@ use crate::replica::version::{Coverage, RunHashes};
 
 pub use crate::replica::batch::{Draft, NAME_BYTES_MAX, PAYLOAD_BYTES_MAX, Payload, Text, Via};
 pub use crate::replica::clock::Hlc;
+pub use crate::replica::keys::Place;
 pub use crate::replica::version::{Cursor, CursorError};
 pub use crate::subscription::{Delivery, Filter, Gap, GapReason, Message, Subscription};
 
@@ -202,15 +203,6 @@ pub struct Page {
     pub before: Option<Place>,
     /// How many messages, at most, `Query::after` does not cover that are not to be had any more.
     pub expired: u64,
-}
-
-/// A place in time order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
-    /// The time.
-    pub hlc: Hlc,
-    /// The entry.
-    pub id: EntryId,
 }
 
 /// Which messages are wanted.
@@ -522,25 +514,4 @@ fn twins(batches: &[Batch]) -> HashSet<EntryId> {
         }
     }
     twins
-}
-
-impl Place {
-    fn of(entry: &Entry) -> Place {
-        Place { hlc: entry.hlc, id: entry.id }
-    }
-}
-
-impl std::fmt::Display for Place {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:016x}.{}", self.hlc.0, self.id)
-    }
-}
-
-impl std::str::FromStr for Place {
-    type Err = ParseError;
-    fn from_str(text: &str) -> Result<Place, ParseError> {
-        let (hlc, id) = text.split_once('.').ok_or(ParseError::EntryId)?;
-        let hlc = hlc.parse::<crate::id::Epoch>().map_err(|_| ParseError::EntryId)?;
-        Ok(Place { hlc: Hlc(hlc.0), id: id.parse()? })
-    }
 }

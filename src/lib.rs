@@ -44,6 +44,8 @@ pub mod config;
 mod data_dir;
 pub mod error;
 pub mod handle;
+#[cfg(feature = "history")]
+pub mod history;
 pub mod id;
 pub mod metrics;
 mod net;

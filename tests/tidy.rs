@@ -20,11 +20,22 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("config", &["id", "error", "replica::batch"]),
     ("data_dir", &["id", "error", "config"]),
     ("wire", &["id", "replica"]),
+    ("history", &["id", "error", "metrics", "config", "wire", "replica"]),
     ("sim", &["id", "replica", "wire"]),
     ("subscription", &["id", "replica::batch", "replica::clock", "replica::version"]),
     (
         "handle",
-        &["id", "error", "metrics", "config", "subscription", "replica::batch", "replica::clock", "replica::version"],
+        &[
+            "id",
+            "error",
+            "metrics",
+            "config",
+            "subscription",
+            "replica::batch",
+            "replica::clock",
+            "replica::keys",
+            "replica::version",
+        ],
     ),
     // How a peer was found and which interfaces are used are told to users in these very words.
     ("net::discovery", &["id", "error", "config", "handle::FoundBy", "handle::Interface", "net::*"]),

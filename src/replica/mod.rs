@@ -9,6 +9,7 @@
 pub mod batch;
 pub mod clock;
 pub mod event;
+pub mod keys;
 pub mod liveness;
 mod log;
 pub mod message;

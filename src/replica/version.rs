@@ -76,6 +76,16 @@ impl Cursor {
         }
     }
 
+    /// Whether `run` is listed with what is covered of it; else it is covered up to a time.
+    pub fn lists(&self, run: RunHash) -> bool {
+        self.runs.contains_key(&run)
+    }
+
+    /// What of `stored` is not covered, if `run` is listed; else all of it.
+    pub fn missing(&self, run: RunHash, stored: &RangeSet) -> RangeSet {
+        self.runs.get(&run).map_or_else(|| stored.clone(), |covered| stored.without(&covered.seqs))
+    }
+
     /// Covers `gone`, entries of `run` that are not to be had any more, the newest of time `newest`; answers how many of
     /// them the holder was not given. Who has seen nothing yet was promised nothing.
     pub fn give_up(&mut self, run: RunHash, gone: &RangeSet, newest: Hlc) -> u64 {

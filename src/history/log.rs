@@ -1,0 +1,479 @@
+//! What each order means in rows: the state of the log in memory and the changes that wait for the next commit.
+//!
+//! Owns the origins (one [`OnDisk`] each, the same as on disk after every commit) and the totals. An order is applied to
+//! both and to the changes; [`Log::commit`] makes them one atomic write and answers what to report. After an error nothing
+//! here is worth anything: the log is opened anew.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
+use std::sync::Arc;
+
+use super::Before;
+use super::rows::{self, Durable, Extent, KeyRow, Numbered, RoomRow, Stamp, Totals, table};
+use super::store::{Changes, Fault, Store, View, bad, read_extent, read_kept, record, stamp_of};
+use crate::id::{Key, Room, Run, Seq};
+use crate::replica::batch::Batch;
+use crate::replica::clock::Hlc;
+use crate::replica::event::{Kept, OnDisk, Opened, Report, Span};
+use crate::replica::keys::{Namesakes, Place, Standing};
+
+/// How many batches one commit lets go of at most.
+pub(super) const EXPIRED_BATCHES_MAX: usize = 1000;
+/// How many records one slice of retention looks at.
+const LOOKED_AT_MAX: usize = 4000;
+
+/// What a disk has to take before it counts as working again: a small write may find room where the next one does not.
+const PROBE_BYTES: usize = 1024 * 1024;
+
+/// The log as the writer sees it.
+pub(super) struct Log {
+    pub store: Arc<Store>,
+    origins: BTreeMap<Run, OnDisk>,
+    totals: Totals,
+    /// No batch is due by age before this, in milliseconds since 1970; none if it is not known.
+    next_due_ms: Option<u64>,
+    before: Before,
+    pending: Pending,
+}
+
+/// What the next commit writes and what is reported then.
+#[derive(Default)]
+struct Pending {
+    changes: Changes,
+    bytes: usize,
+    /// Batches that are appended by it.
+    extents: BTreeMap<(Run, Seq), Extent>,
+    /// Rows that it changes, as they will be.
+    keys: HashMap<Key, Option<KeyRow>>,
+    rooms: HashMap<Room, RoomRow>,
+    touched: BTreeSet<Run>,
+    totals: bool,
+    sync: bool,
+    stored: Vec<Span>,
+    expired: BTreeMap<Run, Hlc>,
+}
+
+/// What a slice of retention has come to.
+pub(super) enum Walked {
+    /// There is more: go on from here.
+    On(Vec<u8>),
+    /// That was all.
+    Done,
+}
+
+/// When a batch has to go.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Due {
+    /// Now, if the clock is to be believed.
+    pub wall_ms: Option<u64>,
+    /// How old a batch may become.
+    pub retain_ms: u64,
+    /// How much all may take.
+    pub retain_bytes: u64,
+}
+
+impl Log {
+    /// Reads the state of the log that `store` opened, and notes that `run` writes it from now on.
+    pub fn load(store: Arc<Store>) -> Result<Log, Fault> {
+        let (origins, totals) = (BTreeMap::new(), Totals::default());
+        let (before, pending) = (Before::default(), Pending::default());
+        let mut log = Log { store, origins, totals, next_due_ms: None, before, pending };
+        let store = log.store.clone();
+        let view = store.view();
+        if let Some(value) = view.get(&rows::named_key(table::META, Totals::NAME))? {
+            log.totals = Totals::read(&value).ok_or_else(|| bad("totals"))?;
+        }
+        for row in view.rows(rows::below(&[table::ORIGIN])) {
+            let (key, value) = row?;
+            let origin = rows::read_origin(&key, &value).ok_or_else(|| bad("origin"))?;
+            log.origins.insert(origin.run, origin);
+        }
+        let run = log.totals.run;
+        let run_newest = run.and_then(|run| log.origins.get(&run)).map_or(Hlc::default(), |origin| origin.newest);
+        log.before = Before { run, run_newest, newest: log.totals.newest };
+        Ok(log)
+    }
+
+    /// What the core is told of it.
+    pub fn opened(&self) -> Opened {
+        Opened { streams: self.origins.values().cloned().collect(), horizon: self.totals.horizon }
+    }
+
+    /// What it said when it was opened.
+    pub fn before(&self) -> Before {
+        self.before
+    }
+
+    /// Finds out whether the disk takes what is written.
+    pub fn probe(&mut self) -> Result<(), Fault> {
+        let key = rows::named_key(table::META, b"probe");
+        self.store.commit(vec![(key.clone(), Some(vec![0; PROBE_BYTES]))], true)?;
+        self.store.commit(vec![(key, None)], true)
+    }
+
+    pub fn totals(&self) -> &Totals {
+        &self.totals
+    }
+
+    /// Whether there is anything to commit or to report.
+    pub fn is_pending(&self) -> bool {
+        let Pending { changes, touched, stored, expired, totals, .. } = &self.pending;
+        !changes.is_empty() || !touched.is_empty() || !stored.is_empty() || !expired.is_empty() || *totals
+    }
+
+    /// How much waits for the commit.
+    pub fn pending_bytes(&self) -> usize {
+        self.pending.bytes
+    }
+
+    /// From now on `run` writes.
+    pub fn begin(&mut self, run: Run) {
+        self.totals.run = Some(run);
+        self.pending.totals = true;
+    }
+
+    /// Keeps a batch. Answers whether it is one that contradicts what is there: it is dropped, and never reported.
+    pub fn append(&mut self, kept: &Kept) -> Result<bool, Fault> {
+        let batch = &kept.batch;
+        let stamp = stamp_of(batch);
+        let (run, first, last) = (stamp.run, batch.first(), batch.last());
+        let floor = self.origins.get(&run).map_or(Seq(0), |origin| origin.floor);
+        if first <= floor {
+            // The core is behind: it is told again what has gone.
+            self.pending.expired.entry(run).or_default();
+            return Ok(false);
+        }
+        let span = Span { run, first, last };
+        if self.origins.get(&run).is_some_and(|origin| origin.stored.touches(first, last)) {
+            let known = self.extent(run, first)?;
+            let same = known.is_some_and(|known| known.stamp == stamp && known.count == batch.count());
+            if same {
+                self.pending.sync = true;
+                self.pending.stored.push(span);
+            }
+            return Ok(!same);
+        }
+        let origin = origin_of(&mut self.origins, run);
+        origin.stored.insert(first, last);
+        origin.settled.remove(first, last);
+        origin.newest = origin.newest.max(batch.hlc_last());
+        let record = record(kept);
+        let extent = Extent { stamp, count: batch.count(), bytes: record.len() as u32 };
+        self.totals.bytes += record.len() as u64;
+        self.totals.newest = self.totals.newest.max(batch.hlc_last());
+        self.pending.totals = true;
+        self.next_due_ms = self.next_due_ms.map(|due| due.min(age_from(kept)));
+        self.pending.bytes += record.len();
+        self.put(stamp.batch_key(), record);
+        self.put(stamp.seq_key(), extent.value());
+        self.pending.extents.insert((run, first), extent);
+        self.pending.touched.insert(run);
+        self.index(batch)?;
+        self.pending.stored.push(span);
+        self.pending.sync = true;
+        Ok(false)
+    }
+
+    /// Rooms and keys of a new batch.
+    fn index(&mut self, batch: &Batch) -> Result<(), Fault> {
+        let stamp = stamp_of(batch);
+        let mut rooms: BTreeMap<Room, (u32, u64, Hlc)> = BTreeMap::new();
+        for entry in batch.entries().flatten() {
+            let shown = match entry.key {
+                None => true,
+                Some(key) => self.name(key, Place::of(&entry), &entry.room)?,
+            };
+            let (all, messages, newest) = rooms.entry(entry.room).or_default();
+            *all += 1;
+            *messages += u64::from(shown);
+            *newest = entry.hlc.max(*newest);
+        }
+        for (room, (all, messages, newest)) in rooms {
+            self.put(stamp.room_key(&room), all.to_be_bytes().to_vec());
+            let row = self.room(&room)?;
+            row.messages += messages;
+            row.newest = row.newest.max(newest);
+        }
+        Ok(())
+    }
+
+    /// Takes an entry with a key; answers whether it is shown.
+    fn name(&mut self, key: Key, place: Place, room: &Room) -> Result<bool, Fault> {
+        let Some(mut row) = self.key(key)? else {
+            self.pending.keys.insert(key, Some(KeyRow { namesakes: Namesakes::first(place), room: room.clone() }));
+            return Ok(true);
+        };
+        let standing = row.namesakes.insert(place);
+        if standing == Standing::ShownInstead {
+            let before = row.room.clone();
+            let counted = self.room(&before)?;
+            counted.messages = counted.messages.saturating_sub(1);
+        }
+        if standing != Standing::Twin {
+            row.room = room.clone();
+        }
+        self.pending.keys.insert(key, Some(row));
+        Ok(standing != Standing::Twin)
+    }
+
+    /// Gives local numbers to the batches of `span` that have none.
+    pub fn admit(&mut self, span: Span, late: bool) -> Result<(), Fault> {
+        for extent in self.extents(span)? {
+            let origin = origin_of(&mut self.origins, span.run);
+            if origin.admitted.covers(extent.stamp.first, extent.last()) {
+                continue;
+            }
+            origin.admitted.insert(extent.stamp.first, extent.last());
+            self.totals.admitted += 1;
+            self.pending.totals = true;
+            self.pending.touched.insert(span.run);
+            let numbered = Numbered { stamp: extent.stamp, count: extent.count, late };
+            self.put(rows::number_key(self.totals.admitted), numbered.value());
+        }
+        Ok(())
+    }
+
+    /// Remembers what is missing for good.
+    pub fn settle(&mut self, span: Span) {
+        let origin = origin_of(&mut self.origins, span.run);
+        let first = span.first.max(origin.floor.next());
+        origin.settled.insert(first, span.last);
+        origin.settled = origin.settled.without(&origin.stored);
+        self.pending.touched.insert(span.run);
+    }
+
+    /// Drops the record of an origin of which nothing is left.
+    pub fn forget(&mut self, run: Run) {
+        if self.origins.get(&run).is_some_and(|origin| origin.stored.is_empty()) {
+            self.origins.remove(&run);
+            self.pending.touched.insert(run);
+        }
+    }
+
+    pub fn save_durable(&mut self, durable: &Durable) {
+        self.put(rows::named_key(table::DURABLE, durable.name.as_bytes()), durable.value());
+        self.pending.sync = true;
+    }
+
+    pub fn remove_durable(&mut self, name: &str) {
+        self.pending.changes.push((rows::named_key(table::DURABLE, name.as_bytes()), None));
+        self.pending.sync = true;
+    }
+
+    /// Lets go of the oldest batches of `run`, as many as one commit takes; answers whether more are left. Nothing else may
+    /// be pending.
+    pub fn expire(&mut self, run: Run) -> Result<bool, Fault> {
+        let store = self.store.clone();
+        let view = store.view();
+        self.pending.expired.entry(run).or_default();
+        let mut count = 0;
+        for extent in view.extents(run, Seq(1), Seq(u64::MAX))? {
+            if count == EXPIRED_BATCHES_MAX {
+                return Ok(true);
+            }
+            count += 1;
+            let stamp = extent?.stamp;
+            self.let_go(&view.kept(&stamp)?)?;
+        }
+        Ok(false)
+    }
+
+    /// Lets go of what is due, in time order from `from`, as much as one commit takes. Nothing else may be pending.
+    pub fn retain(&mut self, due: Due, from: Option<Vec<u8>>) -> Result<Walked, Fault> {
+        if from.is_none() {
+            let by_age = due.wall_ms.is_some_and(|wall_ms| {
+                self.next_due_ms.is_none_or(|next| next.saturating_add(due.retain_ms) < wall_ms)
+            });
+            if !by_age && self.totals.bytes <= due.retain_bytes {
+                return Ok(Walked::Done);
+            }
+            self.next_due_ms = Some(u64::MAX);
+        }
+        let store = self.store.clone();
+        let view = store.view();
+        let start = from.map_or(Bound::Included(vec![table::BATCH]), Bound::Excluded);
+        let too_old = |from_ms: u64| due.wall_ms.is_some_and(|now_ms| from_ms.saturating_add(due.retain_ms) < now_ms);
+        let (mut looked_at, mut gone) = (0, 0);
+        let mut walked = Walked::Done;
+        for row in view.rows((start, Bound::Excluded(vec![table::BATCH + 1]))) {
+            let (key, value) = row?;
+            let stamp = Stamp::read(&key[1..]).ok_or_else(|| bad("batch"))?;
+            let too_much = self.totals.bytes > due.retain_bytes;
+            if !too_old(stamp.hlc.wall_ms()) && !too_much {
+                self.see_due(stamp.hlc.wall_ms());
+                break; // What follows is younger still.
+            }
+            let kept = read_kept(&stamp, &value)?;
+            // Later entries of an origin never go before earlier ones.
+            let oldest = self.origins.get(&stamp.run).and_then(|origin| origin.stored.iter().next());
+            let oldest = oldest.is_some_and(|(first, _)| first == stamp.first);
+            if oldest && (too_much || too_old(age_from(&kept))) {
+                self.let_go(&kept)?;
+                gone += 1;
+            } else {
+                self.see_due(age_from(&kept));
+            }
+            looked_at += 1;
+            if looked_at == LOOKED_AT_MAX || gone == EXPIRED_BATCHES_MAX {
+                walked = Walked::On(key.to_vec());
+                break;
+            }
+        }
+        self.drop_numbers(&view)?;
+        Ok(walked)
+    }
+
+    fn see_due(&mut self, from_ms: u64) {
+        self.next_due_ms = self.next_due_ms.map(|due| due.min(from_ms));
+    }
+
+    /// Takes away all rows of a batch but its number, and raises the floor.
+    fn let_go(&mut self, kept: &Kept) -> Result<(), Fault> {
+        let batch = &kept.batch;
+        let stamp = stamp_of(batch);
+        let origin = origin_of(&mut self.origins, stamp.run);
+        origin.floor = origin.floor.max(batch.last());
+        for set in [&mut origin.stored, &mut origin.admitted, &mut origin.settled] {
+            set.remove(Seq(0), origin.floor);
+        }
+        self.totals.bytes = self.totals.bytes.saturating_sub(8 + batch.bytes().len() as u64);
+        self.totals.horizon = self.totals.horizon.max(batch.hlc_last());
+        self.pending.totals = true;
+        self.pending.touched.insert(stamp.run);
+        let newest = self.pending.expired.entry(stamp.run).or_default();
+        *newest = batch.hlc_last().max(*newest);
+        self.pending.changes.extend([(stamp.batch_key(), None), (stamp.seq_key(), None)]);
+        let mut rooms: BTreeMap<Room, u64> = BTreeMap::new();
+        for entry in batch.entries().flatten() {
+            let shown = match entry.key {
+                None => true,
+                Some(key) => self.unname(key, Place::of(&entry))?,
+            };
+            *rooms.entry(entry.room).or_default() += u64::from(shown);
+        }
+        for (room, messages) in rooms {
+            self.pending.changes.push((stamp.room_key(&room), None));
+            let row = self.room(&room)?;
+            row.messages = row.messages.saturating_sub(messages);
+        }
+        Ok(())
+    }
+
+    /// Lets go of an entry with a key; answers whether it was shown.
+    fn unname(&mut self, key: Key, place: Place) -> Result<bool, Fault> {
+        let mut row = self.key(key)?.ok_or_else(|| Fault::Damaged("a key is not known".into()))?;
+        let shown = row.namesakes.expire(place);
+        self.pending.keys.insert(key, (row.namesakes.living > 0).then_some(row));
+        Ok(shown)
+    }
+
+    /// Numbers of batches that have gone, the lowest ones: what remains among the others is skipped by who reads.
+    fn drop_numbers(&mut self, view: &View<'_>) -> Result<(), Fault> {
+        for row in view.rows(rows::below(&[table::ADMITTED])).take(LOOKED_AT_MAX) {
+            let (key, value) = row?;
+            let (_, numbered) = Numbered::read(&key, &value).ok_or_else(|| bad("number"))?;
+            let gone = self.origins.get(&numbered.stamp.run).is_none_or(|origin| numbered.last() <= origin.floor);
+            if !gone {
+                break;
+            }
+            self.pending.changes.push((key.to_vec(), None));
+        }
+        Ok(())
+    }
+
+    /// Writes what is pending, synced if it has to be and `sync` allows it, and answers what to report.
+    pub fn commit(&mut self, sync: bool) -> Result<Vec<Report>, Fault> {
+        let mut pending = std::mem::take(&mut self.pending);
+        let changes = &mut pending.changes;
+        for run in &pending.touched {
+            changes.push((rows::run_key(table::ORIGIN, *run), self.origins.get(run).map(rows::origin_value)));
+        }
+        changes.extend(pending.keys.iter().map(|(key, row)| (KeyRow::key(*key), row.as_ref().map(KeyRow::value))));
+        for (room, row) in &pending.rooms {
+            let value = (row.messages > 0).then(|| row.value());
+            changes.push((rows::named_key(table::ROOM, room.as_str().as_bytes()), value));
+        }
+        if pending.totals {
+            changes.push((rows::named_key(table::META, Totals::NAME), Some(self.totals.value())));
+        }
+        if !pending.changes.is_empty() {
+            self.store.commit(pending.changes, sync && pending.sync)?;
+        }
+        let mut reports = Vec::new();
+        if !pending.stored.is_empty() {
+            reports.push(Report::Stored(pending.stored));
+        }
+        for (run, newest) in pending.expired {
+            let floor = self.origins.get(&run).map_or(Seq(0), |origin| origin.floor);
+            reports.push(Report::Expired { run, floor, newest });
+        }
+        Ok(reports)
+    }
+
+    fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
+        self.pending.changes.push((key, Some(value)));
+    }
+
+    /// The batch of `run` that begins at `first`, be it on disk or about to be.
+    fn extent(&self, run: Run, first: Seq) -> Result<Option<Extent>, Fault> {
+        if let Some(extent) = self.pending.extents.get(&(run, first)) {
+            return Ok(Some(*extent));
+        }
+        let key = rows::seq_key(run, first);
+        self.store.view().get(&key)?.map(|value| read_extent(&key, &value)).transpose()
+    }
+
+    /// The batches that begin within `span`, on disk or about to be, in order.
+    fn extents(&self, span: Span) -> Result<Vec<Extent>, Fault> {
+        let Span { run, first, last } = span;
+        let mut found = BTreeMap::new();
+        let mut next = first;
+        for (_, extent) in self.pending.extents.range((run, first)..=(run, last.max(first))) {
+            if extent.stamp.first == next {
+                next = extent.last().next();
+            }
+            found.insert(extent.stamp.first, *extent);
+        }
+        if next <= last {
+            let view = self.store.view();
+            for row in view.rows(rows::seq_key(run, next)..=rows::seq_key(run, last)) {
+                let (key, value) = row?;
+                let extent = read_extent(&key, &value)?;
+                found.insert(extent.stamp.first, extent);
+            }
+        }
+        Ok(found.into_values().collect())
+    }
+
+    fn key(&self, key: Key) -> Result<Option<KeyRow>, Fault> {
+        match self.pending.keys.get(&key) {
+            Some(row) => Ok(row.clone()),
+            None => self.store.view().key_row(key),
+        }
+    }
+
+    fn room(&mut self, room: &Room) -> Result<&mut RoomRow, Fault> {
+        if !self.pending.rooms.contains_key(room) {
+            let value = self.store.view().get(&rows::named_key(table::ROOM, room.as_str().as_bytes()))?;
+            let row = value.map(|value| RoomRow::read(&value).ok_or_else(|| bad("room"))).transpose()?;
+            self.pending.rooms.insert(room.clone(), row.unwrap_or_default());
+        }
+        Ok(self.pending.rooms.entry(room.clone()).or_default())
+    }
+}
+
+fn origin_of(origins: &mut BTreeMap<Run, OnDisk>, run: Run) -> &mut OnDisk {
+    origins.entry(run).or_insert_with(|| OnDisk {
+        run,
+        floor: Seq(0),
+        stored: Default::default(),
+        admitted: Default::default(),
+        settled: Default::default(),
+        newest: Hlc::default(),
+    })
+}
+
+/// When the age of a batch begins.
+fn age_from(kept: &Kept) -> u64 {
+    kept.batch.hlc().wall_ms().max(kept.arrived_ms)
+}

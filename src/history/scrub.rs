@@ -1,0 +1,187 @@
+//! Reads the whole log once after it is opened, in the background and in small slices, and tells of what does not fit.
+//!
+//! fjall loses what follows a flipped byte in a journal without a word, and a missing journal leaves a hole in the middle;
+//! so every record is hashed here, and all rows that speak of it are held against it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::Command;
+use super::rows::{self, Durable, KeyRow, Numbered, RoomRow, Stamp, Totals, table};
+use super::store::{Fault, Store, View, bad, guarded, read_extent, read_kept};
+use crate::id::Run;
+use crate::replica::event::OnDisk;
+use crate::replica::ranges::RangeSet;
+
+/// How much is read at a stretch.
+const SLICE_ROWS: usize = 500;
+/// The same in bytes.
+const SLICE_BYTES: usize = 2 * 1024 * 1024;
+/// How long others have the disk then.
+const PAUSE: Duration = Duration::from_millis(3);
+
+/// Starts it; none if there is no thread to be had: it is done at the next opening then.
+pub(super) fn start(store: Arc<Store>, commands: Sender<Command>) -> Option<JoinHandle<()>> {
+    let work = move || {
+        let found = guarded(|| {
+            let view = store.view();
+            Scrub { view: &view, rows: 0, bytes: 0 }.all()
+        });
+        if let Err(Fault::Damaged(what)) = found {
+            let _ = commands.send(Command::Damaged(store.generation, what));
+        }
+    };
+    std::thread::Builder::new().name("history-scrub".into()).spawn(work).ok()
+}
+
+/// One reading; counts what the current slice has taken.
+struct Scrub<'a> {
+    view: &'a View<'a>,
+    rows: usize,
+    bytes: usize,
+}
+
+impl Scrub<'_> {
+    fn all(mut self) -> Result<(), Fault> {
+        let (totals, mut origins) = (self.totals()?, self.origins()?);
+        let (count, bytes) = self.seqs(&origins)?;
+        if bytes != totals.bytes {
+            return Err(Fault::Damaged(format!("the records are said to have {} bytes, not {bytes}", totals.bytes)));
+        }
+        let records = self.records()?;
+        if records != count {
+            return Err(Fault::Damaged(format!("{count} batches are known and {records} are there")));
+        }
+        self.numbers(&mut origins, totals.admitted)?;
+        self.rest()
+    }
+
+    fn totals(&self) -> Result<Totals, Fault> {
+        let value = self.view.get(&rows::named_key(table::META, Totals::NAME))?;
+        value.map_or(Ok(Totals::default()), |value| Totals::read(&value).ok_or_else(|| bad("totals")))
+    }
+
+    fn origins(&mut self) -> Result<BTreeMap<Run, OnDisk>, Fault> {
+        let mut origins = BTreeMap::new();
+        for row in self.view.rows(rows::below(&[table::ORIGIN])) {
+            let (key, value) = row?;
+            self.pace(value.len())?;
+            let origin = rows::read_origin(&key, &value).ok_or_else(|| bad("origin"))?;
+            origins.insert(origin.run, origin);
+        }
+        Ok(origins)
+    }
+
+    /// What is stored of each origin is what its batches hold; answers how many there are and their bytes.
+    fn seqs(&mut self, origins: &BTreeMap<Run, OnDisk>) -> Result<(u64, u64), Fault> {
+        let mut found: BTreeMap<Run, RangeSet> = BTreeMap::new();
+        let (mut count, mut bytes) = (0, 0);
+        for row in self.view.rows(rows::below(&[table::SEQ])) {
+            let (key, value) = row?;
+            self.pace(value.len())?;
+            let extent = read_extent(&key, &value)?;
+            found.entry(extent.stamp.run).or_default().insert(extent.stamp.first, extent.last());
+            count += 1;
+            bytes += u64::from(extent.bytes);
+        }
+        for origin in origins.values().filter(|origin| !origin.stored.is_empty()) {
+            if found.remove(&origin.run).as_ref() != Some(&origin.stored) {
+                return Err(Fault::Damaged(format!("what is stored of {:?} is not what is said", origin.run)));
+            }
+        }
+        match found.keys().next() {
+            Some(run) => Err(Fault::Damaged(format!("batches of {run:?} are there that nothing speaks of"))),
+            None => Ok((count, bytes)),
+        }
+    }
+
+    /// Every record is whole, and known by seq and by its rooms.
+    fn records(&mut self) -> Result<u64, Fault> {
+        let mut count = 0;
+        for row in self.view.rows(rows::below(&[table::BATCH])) {
+            let (key, value) = row?;
+            self.pace(value.len())?;
+            let stamp = Stamp::read(&key[1..]).ok_or_else(|| bad("batch"))?;
+            let kept = read_kept(&stamp, &value)?;
+            let by_seq = stamp.seq_key();
+            let extent = self.view.get(&by_seq)?.map(|value| read_extent(&by_seq, &value)).transpose()?;
+            let fits = extent.is_some_and(|extent| {
+                extent.stamp == stamp && extent.count == kept.batch.count() && extent.bytes as usize == value.len()
+            });
+            if !fits {
+                return Err(Fault::Damaged(format!("the record of {stamp:?} is not known by its seq")));
+            }
+            if let Some(Ok(entry)) = kept.batch.entries().next()
+                && !self.view.has(&stamp.room_key(&entry.room))?
+            {
+                return Err(Fault::Damaged(format!("the record of {stamp:?} is not known in its room")));
+            }
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    /// What has numbers is what is said to have them; what has gone may have them still.
+    fn numbers(&mut self, origins: &mut BTreeMap<Run, OnDisk>, highest: u64) -> Result<(), Fault> {
+        for row in self.view.rows(rows::below(&[table::ADMITTED])) {
+            let (key, value) = row?;
+            self.pace(value.len())?;
+            let (number, numbered) = Numbered::read(&key, &value).ok_or_else(|| bad("number"))?;
+            let (first, last) = (numbered.stamp.first, numbered.last());
+            let Some(origin) = origins.get_mut(&numbered.stamp.run) else { continue };
+            if last <= origin.floor {
+                continue;
+            }
+            if number > highest || !origin.admitted.covers(first, last) {
+                return Err(Fault::Damaged(format!("number {number} was never given, or twice")));
+            }
+            origin.admitted.remove(first, last);
+        }
+        match origins.values().find(|origin| !origin.admitted.is_empty()) {
+            Some(origin) => Err(Fault::Damaged(format!("entries of {:?} have lost their numbers", origin.run))),
+            None => Ok(()),
+        }
+    }
+
+    /// Rows that have nothing to be held against.
+    fn rest(&mut self) -> Result<(), Fault> {
+        for row in self.view.rows(rows::below(&[table::ROOM_BATCH])) {
+            let (key, value) = row?;
+            self.pace(value.len())?;
+            let at = key.iter().position(|byte| *byte == 0).unwrap_or(key.len());
+            let stamp = key.get(at + 1..).and_then(Stamp::read).ok_or_else(|| bad("room batch"))?;
+            if value.len() != 4 || !self.view.has(&stamp.seq_key())? {
+                return Err(Fault::Damaged(format!("a room speaks of {stamp:?}, which is not there")));
+            }
+        }
+        for (table, reads) in [
+            (table::ROOM, (|_: &[u8], value: &[u8]| RoomRow::read(value).is_some()) as fn(&[u8], &[u8]) -> bool),
+            (table::KEY, |_, value| KeyRow::read(value).is_some()),
+            (table::DURABLE, |key, value| Durable::read(key, value).is_some()),
+        ] {
+            for row in self.view.rows(rows::below(&[table])) {
+                let (key, value) = row?;
+                self.pace(value.len())?;
+                if !reads(&key, &value) {
+                    return Err(bad(&char::from(table).to_string()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets others have the disk after each slice.
+    fn pace(&mut self, bytes: usize) -> Result<(), Fault> {
+        self.rows += 1;
+        self.bytes += bytes;
+        if self.rows >= SLICE_ROWS || self.bytes >= SLICE_BYTES {
+            (self.rows, self.bytes) = (0, 0);
+            std::thread::sleep(PAUSE);
+            self.view.check_open()?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,445 @@
+//! One opened log: fjall behind a door that knows its failures, and the folder that it lives in.
+//!
+//! Owns how the folder is made (whole, or not at all), which errors mean damage and which will pass, and what a row that
+//! cannot be read means. Never decides what to write.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write};
+use std::ops::RangeBounds;
+use std::os::unix::fs::DirBuilderExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use fjall::config::BlockSizePolicy;
+use fjall::{
+    AbstractTree, Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, LsmError, PersistMode, Readable,
+    Snapshot, UserKey, UserValue,
+};
+
+use super::rows::{self, Extent, FORMAT_VERSION, KeyRow, Stamp, table};
+use crate::error::{HistoryError, StartError};
+use crate::id::{EntryId, Key, Run, Seq};
+use crate::replica::batch::{BATCH_BYTES_MAX, Batch};
+use crate::replica::event::Kept;
+
+/// Blocks of the log kept in memory.
+const CACHE_BYTES: u64 = 48 * 1024 * 1024;
+/// What is written and not yet sorted into a table; at most five of these are in memory.
+const MEMTABLE_BYTES: u64 = 16 * 1024 * 1024;
+/// Values from this length on stay where they were first written: sorting copies only where they are.
+const APART_BYTES_MIN: u32 = 4 * 1024;
+/// Says, beside the rows, which version they have, so that a newer one is known without opening it.
+const FORMAT_FILE: &str = "format";
+/// What fjall writes when a database is whole.
+const FJALL_MARKER: (&str, &[u8]) = ("version", b"FJL\x03");
+
+/// Why the disk did not do what was asked.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// What is there contradicts itself, or is not there.
+    Damaged(String),
+    /// No space is left.
+    Full(String),
+    /// It may work later.
+    Failing(String),
+    /// The user has no right to it.
+    Denied(io::Error),
+    /// Another process has it.
+    Locked,
+    /// It is of a newer version.
+    Newer(u32),
+    /// The log is being closed.
+    Closing,
+}
+
+/// A log that is open.
+pub(super) struct Store {
+    database: Database,
+    rows: Keyspace,
+    /// Made with the log: local numbers and positions mean something only together with it.
+    pub log: u64,
+    /// Which opening of this process it is.
+    pub generation: u64,
+    closing: AtomicBool,
+}
+
+/// The log as it was at one moment.
+pub(super) struct View<'a> {
+    store: &'a Store,
+    snapshot: Snapshot,
+}
+
+/// Rows that go to disk together or not at all; none takes the row away.
+pub(super) type Changes = Vec<(Vec<u8>, Option<Vec<u8>>)>;
+
+impl Store {
+    /// Opens the log in `folder`, or makes one where there is none. A panic of fjall on damaged bytes counts as damage.
+    pub fn open(folder: &Path, generation: u64) -> Result<Store, Fault> {
+        if is_missing(folder)? {
+            create(folder)?;
+        }
+        let version = check_format(folder)?;
+        let store = guarded(|| {
+            let (database, rows) = open_fjall(folder)?;
+            let birth = rows.get(rows::named_key(table::META, rows::BIRTH_NAME))?;
+            let birth = birth.ok_or_else(|| Fault::Damaged("the log does not say what it is".into()))?;
+            let (found, log) = rows::read_birth(&birth).ok_or_else(|| bad("birth"))?;
+            if found > FORMAT_VERSION {
+                return Err(Fault::Newer(found));
+            }
+            Ok(Store { database, rows, log, generation, closing: AtomicBool::new(false) })
+        })?;
+        if version.is_none() {
+            write_format(folder)?;
+        }
+        Ok(store)
+    }
+
+    /// Opens what is left of a log that was moved aside, whatever it says of itself.
+    pub fn open_damaged(folder: &Path) -> Result<Store, Fault> {
+        fs::write(folder.join(FJALL_MARKER.0), FJALL_MARKER.1)?;
+        guarded(|| {
+            let (database, rows) = open_fjall(folder)?;
+            Ok(Store { database, rows, log: 0, generation: 0, closing: AtomicBool::new(false) })
+        })
+    }
+
+    /// The log as it is now.
+    pub fn view(&self) -> View<'_> {
+        View { store: self, snapshot: self.database.snapshot() }
+    }
+
+    /// Writes `changes`; with `sync` they are on disk when this returns, else with the operating system.
+    pub fn commit(&self, changes: Changes, sync: bool) -> Result<(), Fault> {
+        self.wait_for_room()?;
+        let mode = if sync { PersistMode::SyncData } else { PersistMode::Buffer };
+        let mut batch = self.database.batch().durability(Some(mode));
+        for (key, value) in changes {
+            match value {
+                Some(value) => batch.insert(&self.rows, key, value),
+                None => batch.remove(&self.rows, key),
+            }
+        }
+        batch.commit().map_err(|error| Fault::from(error).of_writing())
+    }
+
+    /// What was written before is on disk when this returns.
+    pub fn sync(&self) -> Result<(), Fault> {
+        self.database.persist(PersistMode::SyncData).map_err(|error| Fault::from(error).of_writing())
+    }
+
+    /// fjall waits for its own workers inside a commit, for ever if they have died of an error; so it is waited for here,
+    /// where that is noticed.
+    fn wait_for_room(&self) -> Result<(), Fault> {
+        while self.rows.sealed_memtable_count() >= 3 || self.rows.tree.l0_run_count() >= 18 {
+            self.database.persist(PersistMode::Buffer).map_err(|error| Fault::from(error).of_writing())?;
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Writes all that came back from the journal into tables, so that nothing depends on pages of a journal whose fsync
+    /// has failed: the system may hold them in memory and never write them.
+    pub fn settle_journal(&self) -> Result<(), Fault> {
+        self.rows.rotate_memtable().map_err(|error| Fault::from(error).of_writing())?;
+        while self.rows.sealed_memtable_count() > 0 {
+            self.database.persist(PersistMode::Buffer).map_err(|error| Fault::from(error).of_writing())?;
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Whoever reads at length looks here now and then.
+    pub fn check_open(&self) -> Result<(), Fault> {
+        if self.closing.load(Ordering::Relaxed) { Err(Fault::Closing) } else { Ok(()) }
+    }
+
+    /// Asks everybody who reads to end.
+    pub fn begin_close(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+    }
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Store {:016x} #{}", self.log, self.generation)
+    }
+}
+
+impl View<'_> {
+    /// Whether the log stays open; see [`Store::check_open`].
+    pub fn check_open(&self) -> Result<(), Fault> {
+        self.store.check_open()
+    }
+
+    /// The id of the log.
+    pub fn log(&self) -> u64 {
+        self.store.log
+    }
+
+    pub fn get(&self, key: &[u8]) -> Result<Option<UserValue>, Fault> {
+        Ok(self.snapshot.get(&self.store.rows, key)?)
+    }
+
+    pub fn has(&self, key: &[u8]) -> Result<bool, Fault> {
+        Ok(self.snapshot.contains_key(&self.store.rows, key)?)
+    }
+
+    /// Rows in order, with their values.
+    pub fn rows(
+        &self,
+        range: impl RangeBounds<Vec<u8>>,
+    ) -> impl DoubleEndedIterator<Item = Result<(UserKey, UserValue), Fault>> {
+        self.snapshot.range(&self.store.rows, range).map(|row| Ok(row.into_inner()?))
+    }
+
+    /// Keys in order; values that stand apart are not read.
+    pub fn keys(&self, range: impl RangeBounds<Vec<u8>>) -> impl DoubleEndedIterator<Item = Result<UserKey, Fault>> {
+        self.snapshot.range(&self.store.rows, range).map(|row| Ok(row.key()?))
+    }
+
+    /// The batches of `run` of which any entry is within `first..=last`, in order.
+    pub fn extents(
+        &self,
+        run: Run,
+        first: Seq,
+        last: Seq,
+    ) -> Result<impl Iterator<Item = Result<Extent, Fault>>, Fault> {
+        // The one that holds `first` may begin before it.
+        let before = self.rows(rows::run_key(table::SEQ, run)..=rows::seq_key(run, first)).next_back();
+        let before = before.transpose()?.map(|(key, value)| read_extent(&key, &value)).transpose()?;
+        let start = before.filter(|extent| extent.last() >= first).map_or(first, |extent| extent.stamp.first);
+        let range = rows::seq_key(run, start)..=rows::seq_key(run, last.max(start));
+        let wanted = first <= last;
+        Ok(self.rows(range).take_while(move |_| wanted).map(|row| {
+            let (key, value) = row?;
+            read_extent(&key, &value)
+        }))
+    }
+
+    /// The batch that holds `id`.
+    pub fn extent_of(&self, id: EntryId) -> Result<Option<Extent>, Fault> {
+        self.extents(id.run, id.seq, id.seq)?.next().transpose()
+    }
+
+    /// The record of a batch that is spoken of elsewhere.
+    pub fn kept(&self, stamp: &Stamp) -> Result<Kept, Fault> {
+        let value = self.get(&stamp.batch_key())?;
+        let value = value.ok_or_else(|| Fault::Damaged(format!("the record of {stamp:?} is not there")))?;
+        read_kept(stamp, &value)
+    }
+
+    pub fn key_row(&self, key: Key) -> Result<Option<KeyRow>, Fault> {
+        let value = self.get(&KeyRow::key(key))?;
+        value.map(|value| KeyRow::read(&value).ok_or_else(|| bad("key"))).transpose()
+    }
+}
+
+pub(super) fn read_extent(key: &[u8], value: &[u8]) -> Result<Extent, Fault> {
+    Extent::read(key, value).ok_or_else(|| bad("seq"))
+}
+
+/// A record as table B holds it.
+pub(super) fn record(kept: &Kept) -> Vec<u8> {
+    let bytes = kept.batch.bytes();
+    let mut value = Vec::with_capacity(8 + bytes.len());
+    value.extend_from_slice(&kept.arrived_ms.to_be_bytes());
+    value.extend_from_slice(bytes);
+    value
+}
+
+/// Reads a record and checks that it is the batch that its key names.
+pub(super) fn read_kept(stamp: &Stamp, value: &[u8]) -> Result<Kept, Fault> {
+    let wrong = |what: &dyn std::fmt::Display| Fault::Damaged(format!("the record of {stamp:?}: {what}"));
+    let (arrived, bytes) = value.split_first_chunk::<8>().ok_or_else(|| wrong(&"too short"))?;
+    if bytes.len() > BATCH_BYTES_MAX {
+        return Err(wrong(&"too long"));
+    }
+    let batch = Batch::parse(Bytes::copy_from_slice(bytes)).map_err(|error| wrong(&error))?;
+    if stamp_of(&batch) != *stamp {
+        return Err(wrong(&"another batch"));
+    }
+    Ok(Kept { batch, arrived_ms: u64::from_be_bytes(*arrived) })
+}
+
+pub(super) fn stamp_of(batch: &Batch) -> Stamp {
+    Stamp { hlc: batch.hlc(), run: batch.origin(), first: batch.first() }
+}
+
+/// A row of `table` that does not read.
+pub(super) fn bad(table: &str) -> Fault {
+    Fault::Damaged(format!("a {table} row that does not read"))
+}
+
+/// Runs `work`; a panic in it counts as damage, for fjall panics on some damaged bytes.
+pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        Err(Fault::Damaged(format!("panicked: {}", text.unwrap_or("without a word"))))
+    })
+}
+
+/// fjall with the options of this log. The caller guards against panics.
+fn open_fjall(folder: &Path) -> Result<(Database, Keyspace), Fault> {
+    let database = Database::builder(folder).cache_size(CACHE_BYTES).worker_threads(2).open()?;
+    let rows = database.keyspace("log", || {
+        KeyspaceCreateOptions::default()
+            .max_memtable_size(MEMTABLE_BYTES)
+            .data_block_size_policy(BlockSizePolicy::all(8 * 1024))
+            .with_kv_separation(Some(KvSeparationOptions::default().separation_threshold(APART_BYTES_MIN)))
+    })?;
+    Ok((database, rows))
+}
+
+/// A folder without anything in it is as good as none.
+fn is_missing(folder: &Path) -> Result<bool, Fault> {
+    match fs::read_dir(folder) {
+        Ok(mut entries) => Ok(entries.next().transpose()?.is_none()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Makes an empty log beside its place and moves it there when it is whole; so what is in its place was whole once.
+fn create(folder: &Path) -> Result<(), Fault> {
+    let fresh = beside(folder, "new");
+    let parent = folder.parent().unwrap_or(Path::new("."));
+    match fs::remove_dir_all(&fresh) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(&fresh)?;
+    let mut log = [0; 8];
+    getrandom::fill(&mut log).map_err(|error| Fault::Failing(error.to_string()))?;
+    guarded(|| {
+        let (database, rows) = open_fjall(&fresh)?;
+        let birth = rows::named_key(table::META, rows::BIRTH_NAME);
+        rows.insert(birth, rows::birth_value(u64::from_be_bytes(log)))?;
+        Ok(database.persist(PersistMode::SyncAll)?)
+    })
+    .map_err(Fault::of_writing)?;
+    write_format(&fresh)?;
+    match fs::remove_dir(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    fs::rename(&fresh, folder)?;
+    Ok(File::open(parent)?.sync_all()?)
+}
+
+/// `DIR/history` with `word` is `DIR/history.word`.
+pub(super) fn beside(folder: &Path, word: &str) -> PathBuf {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    folder.with_file_name(format!("{name}.{word}"))
+}
+
+fn format_line(version: u32) -> String {
+    let line = format!("hubless history {version}");
+    format!("{line} {}\n", &blake3::hash(line.as_bytes()).to_hex()[..16])
+}
+
+fn write_format(folder: &Path) -> Result<(), Fault> {
+    let fresh = folder.join("format.new");
+    let mut file = File::create(&fresh)?;
+    file.write_all(format_line(FORMAT_VERSION).as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&fresh, folder.join(FORMAT_FILE))?;
+    Ok(File::open(folder)?.sync_all()?)
+}
+
+/// The version that the folder says it has, if it says so credibly: a newer one is refused, before anything is opened.
+fn check_format(folder: &Path) -> Result<Option<u32>, Fault> {
+    let text = match fs::read(folder.join(FORMAT_FILE)) {
+        Ok(bytes) => String::from_utf8(bytes).unwrap_or_default(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(error.into()),
+    };
+    let named = text.split(' ').nth(2).and_then(|word| word.parse::<u32>().ok());
+    let version = named.filter(|version| text == format_line(*version));
+    if let Some(newer) = version.filter(|version| *version > FORMAT_VERSION) {
+        return Err(Fault::Newer(newer));
+    }
+    match fs::read(folder.join(FJALL_MARKER.0)) {
+        Ok(marker) if marker == FJALL_MARKER.1 => Ok(version),
+        Ok(_) => Err(Fault::Damaged("the marker of the database does not read".into())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Fault::Damaged("there is no database".into())),
+        Err(error) => Err(error.into()),
+    }
+}
+
+impl Fault {
+    /// Whatever fails in writing is no damage: the disk may take it later.
+    pub fn of_writing(self) -> Fault {
+        match self {
+            Fault::Damaged(what) => Fault::Failing(what),
+            Fault::Denied(error) => Fault::Failing(error.to_string()),
+            other => other,
+        }
+    }
+
+    /// What a start says that ends here; none where it can go on.
+    pub fn at_start(&self, folder: &Path) -> Option<StartError> {
+        let path = folder.to_path_buf();
+        Some(match self {
+            Fault::Denied(error) => {
+                StartError::DataDir { path, source: io::Error::new(error.kind(), error.to_string()) }
+            }
+            Fault::Locked => StartError::Locked { path, pid: 0 },
+            Fault::Newer(found) => StartError::NewerHistory { path, found: *found, known: FORMAT_VERSION },
+            Fault::Damaged(_) | Fault::Full(_) | Fault::Failing(_) | Fault::Closing => return None,
+        })
+    }
+}
+
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Fault {
+        use io::ErrorKind::{
+            FileTooLarge, OutOfMemory, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull,
+        };
+        match error.kind() {
+            StorageFull | QuotaExceeded | FileTooLarge => Fault::Full(error.to_string()),
+            PermissionDenied | ReadOnlyFilesystem => Fault::Denied(error),
+            OutOfMemory => Fault::Failing(error.to_string()),
+            // ENFILE and EMFILE on Linux and macOS: no more files may be open.
+            _ if matches!(error.raw_os_error(), Some(23 | 24)) => Fault::Failing(error.to_string()),
+            _ => Fault::Damaged(error.to_string()),
+        }
+    }
+}
+
+impl From<fjall::Error> for Fault {
+    fn from(error: fjall::Error) -> Fault {
+        match error {
+            fjall::Error::Io(error) | fjall::Error::Storage(LsmError::Io(error)) => error.into(),
+            fjall::Error::Locked => Fault::Locked,
+            fjall::Error::Poisoned => Fault::Failing("an earlier write has failed".into()),
+            other => Fault::Damaged(other.to_string()),
+        }
+    }
+}
+
+impl From<Fault> for HistoryError {
+    fn from(fault: Fault) -> HistoryError {
+        match fault {
+            Fault::Damaged(what) => HistoryError::Damaged(what),
+            Fault::Full(what) | Fault::Failing(what) => HistoryError::Read(what),
+            Fault::Denied(error) => HistoryError::Read(error.to_string()),
+            Fault::Locked | Fault::Newer(_) | Fault::Closing => HistoryError::Closed,
+        }
+    }
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Fault::Damaged(what) | Fault::Full(what) | Fault::Failing(what) => f.write_str(what),
+            Fault::Denied(error) => error.fmt(f),
+            Fault::Locked => f.write_str("another process has it"),
+            Fault::Newer(version) => write!(f, "of the newer version {version}"),
+            Fault::Closing => f.write_str("closing"),
+        }
+    }
+}
