@@ -75,6 +75,29 @@ pub enum PublishError {
     /// The client id was used for another message.
     #[error("this client id was used for another message")]
     KeyReused,
+    /// The disk is full: the message was not kept. The node goes on for its peers.
+    #[error("the disk is full: nothing is published until there is room")]
+    DiskFull,
+    /// The disk does not take what is written: the message was not kept. The node goes on for its peers.
+    #[error("the history cannot be written: nothing is published until it can")]
+    DiskFailing,
+    /// The node has stopped.
+    #[error("the node has stopped")]
+    Stopped,
+}
+
+/// A durable subscriber was not opened, or not moved on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DurableError {
+    /// The name is empty, too long, or has control characters.
+    #[error("a durable name is 1 to 64 bytes without control characters")]
+    Name,
+    /// This node keeps no history, so it keeps no cursors.
+    #[error("this node keeps no history, so it has no durable cursors")]
+    NoHistory,
+    /// The history could not be read or written; nothing was lost.
+    #[error(transparent)]
+    History(#[from] HistoryError),
     /// The node has stopped.
     #[error("the node has stopped")]
     Stopped,

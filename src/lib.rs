@@ -40,6 +40,7 @@ compile_error!("hubless runs on Linux and macOS; Windows is not supported");
 #[doc = include_str!("ARCHITECTURE.md")]
 pub mod architecture {}
 
+mod aside;
 pub mod config;
 mod data_dir;
 pub mod error;

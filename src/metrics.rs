@@ -64,6 +64,8 @@ metrics! {
     gaps: Family<Reason, Counter>;
     /// Messages missing for good.
     missing: Counter;
+    /// Messages that retention let go.
+    expired: Counter;
     /// Repairs asked for.
     repairs_requested: Counter;
     /// Repairs given.

@@ -2,10 +2,13 @@
 //!
 //! The node puts whole batches into a reader's queue without decoding them; the reader decodes in its own task. The queue
 //! is bounded in bytes ([`QUEUE_BYTES_MAX`]): what comes while it is full is dropped for this reader, counted, and told to
-//! it as a [`Gap`] of reason [`GapReason::Slow`]. A reader that keeps reading holds the node back from
-//! [`QUEUE_BYTES_HIGH`] on, unless a faster one stands beside it.
+//! it as a [`Gap`] of reason [`GapReason::Slow`]; a reader that follows a cursor at a node with a log reads it there
+//! instead, at its own pace. A reader that keeps reading holds the node back from [`QUEUE_BYTES_HIGH`] on, unless a faster
+//! one stands beside it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fmt;
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,9 +18,12 @@ use std::time::Instant;
 use futures_util::Stream;
 use futures_util::task::AtomicWaker;
 
-use crate::id::{EntryId, Key, Room, RunHash, Seq};
+use crate::error::HistoryError;
+use crate::history::{Chunk, Health, LogHandle};
+use crate::id::{EntryId, Key, Room, Run, RunHash, Seq};
 use crate::replica::batch::{Batch, Entries, Entry, Payload, Via};
 use crate::replica::clock::Hlc;
+use crate::replica::ranges::RangeSet;
 use crate::replica::version::{Coverage, Cursor, RunHashes};
 
 /// The most a reader's queue holds, in bytes.
@@ -116,7 +122,15 @@ pub enum Delivery {
 /// What the node puts into a queue.
 #[derive(Clone, Debug)]
 pub(crate) enum Item {
-    Batch { batch: Batch, late: bool },
+    Batch {
+        batch: Batch,
+        late: bool,
+    },
+    /// Read from the log; these entries of it are twins.
+    Read {
+        batch: Batch,
+        hidden: Vec<Seq>,
+    },
     Gap(Gap),
 }
 
@@ -140,12 +154,16 @@ struct Shared {
     taken_at_ms: AtomicU64,
     /// Told when the reader took something or went away.
     drained: Arc<tokio::sync::Notify>,
+    /// The reader finds in the log what does not fit here.
+    follows: bool,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
     items: VecDeque<Item>,
     missed: u64,
+    /// Where the reader follows the log: what it has to read there.
+    dropped: BTreeMap<Run, RangeSet>,
     ended: bool,
 }
 
@@ -164,6 +182,51 @@ pub struct Subscription {
     covered: Cursor,
     hashes: RunHashes,
     keys: GivenKeys,
+    follow: Option<Follow>,
+}
+
+/// How a reader follows the log.
+struct Follow {
+    log: LogHandle,
+    /// The next batches from the log, while there are some to come.
+    reading: Option<Pin<Box<dyn Future<Output = Result<Chunk, HistoryError>> + Send>>>,
+    /// What the queue could not take: it may not be on disk yet.
+    owed: BTreeMap<Run, RangeSet>,
+}
+
+impl fmt::Debug for Follow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Follow").field("reading", &self.reading.is_some()).finish_non_exhaustive()
+    }
+}
+
+impl Follow {
+    /// Reads on from `covered`; if `later`, once something more has reached the disk.
+    fn read(&mut self, covered: Cursor, later: bool) {
+        let log = self.log.clone();
+        self.reading = Some(Box::pin(async move {
+            if later {
+                let (mut commits, mut health) = (log.commits.clone(), log.health.clone());
+                if *health.borrow_and_update() != Health::Working {
+                    return Err(HistoryError::Closed);
+                }
+                tokio::select! {
+                    changed = commits.changed() => changed.map_err(|_| HistoryError::Closed)?,
+                    _ = health.changed() => {}
+                }
+            }
+            log.uncovered(covered).await
+        }));
+    }
+
+    /// How much of what is owed is not covered; what is covered is owed no more.
+    fn still_owed(&mut self, covered: &Cursor, hashes: &mut RunHashes) -> u64 {
+        self.owed.retain(|run, seqs| {
+            *seqs = covered.missing(hashes.of(*run), seqs);
+            !seqs.is_empty()
+        });
+        self.owed.values().map(RangeSet::count).sum()
+    }
 }
 
 /// The keys of what was given lately: of two entries with one key a reader is given one.
@@ -195,6 +258,8 @@ struct Current {
     origin: RunHash,
     entries: Entries,
     late: bool,
+    /// Entries that are twins of others.
+    hidden: Vec<Seq>,
     /// Only a part of the batch is new to this reader.
     part: bool,
     /// The last entry walked over.
@@ -208,6 +273,7 @@ pub(crate) fn queue(
     covered: Cursor,
     backlog: Vec<Item>,
     drained: Arc<tokio::sync::Notify>,
+    log: Option<LogHandle>,
 ) -> (Feed, Subscription) {
     let shared = Arc::new(Shared {
         queue: Mutex::default(),
@@ -217,10 +283,17 @@ pub(crate) fn queue(
         started: Instant::now(),
         taken_at_ms: AtomicU64::new(0),
         drained,
+        follows: log.is_some(),
     });
     let feed = Feed { shared: shared.clone(), filter: filter.clone(), backfill };
     let (taken, hashes, keys) = Default::default();
-    (feed, Subscription { shared, filter, backlog: backlog.into(), taken, current: None, covered, hashes, keys })
+    let follow = log.map(|log| {
+        let mut follow = Follow { log, reading: None, owed: BTreeMap::new() };
+        follow.read(covered.clone(), false);
+        follow
+    });
+    let backlog = backlog.into();
+    (feed, Subscription { shared, filter, backlog, taken, current: None, covered, hashes, keys, follow })
 }
 
 impl Feed {
@@ -247,9 +320,16 @@ impl Feed {
         let shared = &self.shared;
         let mut queue = shared.queue.lock().unwrap_or_else(PoisonError::into_inner);
         match &item {
-            Item::Batch { batch, .. } => {
+            Item::Batch { batch, .. } | Item::Read { batch, .. } => {
                 let len = batch.bytes().len();
-                if shared.bytes.load(Ordering::Relaxed) + len > QUEUE_BYTES_MAX {
+                let full = shared.bytes.load(Ordering::Relaxed) + len > QUEUE_BYTES_MAX;
+                if full && shared.follows {
+                    queue.dropped.entry(batch.origin()).or_default().insert(batch.first(), batch.last());
+                    drop(queue);
+                    shared.waker.wake();
+                    return;
+                }
+                if full {
                     queue.missed +=
                         batch.entries().flatten().filter(|entry| self.filter.wants(&entry.room)).count() as u64;
                     return;
@@ -307,14 +387,25 @@ impl Subscription {
                 return Poll::Ready(Some(Delivery::Message(message)));
             }
             let backlog = self.backlog.pop_front();
+            if backlog.is_none() {
+                match self.read_log(cx) {
+                    Poll::Ready(None) => {}
+                    Poll::Ready(Some(gap)) => return Poll::Ready(Some(Delivery::Gap(gap))),
+                    Poll::Pending => return Poll::Pending,
+                }
+                if !self.backlog.is_empty() {
+                    continue;
+                }
+            }
             let queued = backlog.is_none();
             match backlog.or_else(|| self.taken.pop_front()) {
                 Some(Item::Batch { batch, late }) => {
                     if queued {
                         self.took(batch.bytes().len());
                     }
-                    self.open(batch, late);
+                    self.open(batch, late, Vec::new());
                 }
+                Some(Item::Read { batch, hidden }) => self.open(batch, false, hidden),
                 Some(Item::Gap(gap)) => return Poll::Ready(Some(Delivery::Gap(gap))),
                 None => match self.take(cx) {
                     Poll::Ready(true) => {}
@@ -323,6 +414,49 @@ impl Subscription {
                 },
             }
         }
+    }
+
+    /// Takes what is read from the log into the backlog, if it is the log's turn; ready when it is not, or with a gap that
+    /// nothing will fill.
+    fn read_log(&mut self, cx: &mut Context<'_>) -> Poll<Option<Gap>> {
+        let Some(follow) = &mut self.follow else { return Poll::Ready(None) };
+        let Some(reading) = &mut follow.reading else { return Poll::Ready(None) };
+        let read = std::task::ready!(reading.as_mut().poll(cx));
+        follow.reading = None;
+        let failed = read.is_err();
+        let more = match read {
+            Ok(Chunk { batches, more }) => {
+                self.backlog.extend(batches.into_iter().map(|(batch, hidden)| Item::Read { batch, hidden }));
+                more
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a reader goes on without what is in the log");
+                false
+            }
+        };
+        if more || !self.backlog.is_empty() {
+            // Covered is what was walked over by then.
+            let mut covered = self.covered.clone();
+            for item in &self.backlog {
+                if let Item::Read { batch, .. } = item {
+                    let origin = self.hashes.of(batch.origin());
+                    covered.add(origin, batch.first(), batch.last(), batch.hlc_last());
+                }
+            }
+            follow.read(covered, false);
+            return Poll::Ready(None);
+        }
+        let missing = follow.still_owed(&self.covered, &mut self.hashes);
+        if missing > 0 && failed {
+            follow.owed.clear();
+            return Poll::Ready(Some(Gap { missing, reason: GapReason::Slow }));
+        }
+        if missing > 0 {
+            follow.read(self.covered.clone(), true);
+            // It is this reader's turn again when the disk has it.
+            return self.read_log(cx);
+        }
+        Poll::Ready(None)
     }
 
     /// The next wanted message of the open batch.
@@ -335,7 +469,12 @@ impl Subscription {
             };
             current.reached = Some(entry.id.seq);
             let seen = current.part && self.covered.covers(current.origin, entry.id.seq, entry.hlc);
-            let twin = entry.key.is_some_and(|key| self.keys.is_twin(key, entry.id));
+            let twin = current.hidden.contains(&entry.id.seq)
+                || entry.key.is_some_and(|key| {
+                    // Of entries with one key the log may know another, given to this reader in an earlier life.
+                    let other = |log: &LogHandle| log.reader.is_shown(key, entry.id) == Ok(false);
+                    self.follow.as_ref().is_some_and(|follow| other(&follow.log)) || self.keys.is_twin(key, entry.id)
+                });
             if !seen && !twin && self.filter.wants(&entry.room) {
                 return Some(Message::new(entry, current.late));
             }
@@ -345,13 +484,13 @@ impl Subscription {
         None
     }
 
-    fn open(&mut self, batch: Batch, late: bool) {
+    fn open(&mut self, batch: Batch, late: bool, hidden: Vec<Seq>) {
         let origin = self.hashes.of(batch.origin());
         let coverage = self.covered.coverage(origin, &batch);
         if coverage != Coverage::All {
             let part = coverage == Coverage::Part;
             let entries = batch.entries();
-            self.current = Some(Current { batch, origin, entries, late, part, reached: None });
+            self.current = Some(Current { batch, origin, entries, late, hidden, part, reached: None });
         }
     }
 
@@ -360,7 +499,8 @@ impl Subscription {
         self.shared.waker.register(cx.waker());
         let mut queue = self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let missed = std::mem::take(&mut queue.missed);
-        if queue.items.is_empty() && missed == 0 {
+        let dropped = std::mem::take(&mut queue.dropped);
+        if queue.items.is_empty() && missed == 0 && dropped.is_empty() {
             return if queue.ended { Poll::Ready(false) } else { Poll::Pending };
         }
         std::mem::swap(&mut self.taken, &mut queue.items);
@@ -368,6 +508,13 @@ impl Subscription {
             self.taken.push_back(Item::Gap(Gap { missing: missed, reason: GapReason::Slow }));
         }
         drop(queue);
+        if let Some(follow) = self.follow.as_mut().filter(|_| !dropped.is_empty()) {
+            for (run, seqs) in dropped {
+                follow.owed.entry(run).or_default().union(&seqs);
+            }
+            // What is queued comes after the log, so it need not be decoded twice: the cursor covers it then.
+            follow.read(self.covered.clone(), false);
+        }
         Poll::Ready(true)
     }
 
@@ -411,7 +558,7 @@ mod tests {
     }
 
     fn reader(covered: Cursor, backlog: Vec<Item>) -> (Feed, Subscription) {
-        queue(Filter::all(), true, covered, backlog, Arc::default())
+        queue(Filter::all(), true, covered, backlog, Arc::default(), None)
     }
 
     fn put(feed: &Feed, batch: Batch) {

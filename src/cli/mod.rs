@@ -96,6 +96,9 @@ impl From<StartError> for Failure {
                 Failure::failed(format!("the data folder {}: {}", path.display(), plain(&source)))
                     .hint("give another one with `--data-dir DIR`")
             }
+            StartError::NewerHistory { .. } => {
+                Failure::failed(error.to_string()).hint("use the newer hubless, or give another `--data-dir DIR`")
+            }
             StartError::System { what, source } => Failure::failed(format!("{what}: {}", plain(&source))),
         }
     }

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use hubless::handle::{Event, Info, Peer, PeerState};
+use hubless::handle::{Event, HistoryHealth, Info, Peer, PeerState};
 use hubless::id::{NodeId, Run};
 use hubless::subscription::GapReason;
 
@@ -179,6 +179,21 @@ impl Terminal {
                     "!",
                     format_args!("{} is too slow and was cut; it gets what it missed later", name(peer)),
                 ),
+            },
+            Event::History(health) => match self.manner {
+                Manner::Events => tracing::info!(history = word(health), "the history"),
+                _ => {
+                    let (colour, text) = match health {
+                        HistoryHealth::Full => (RED, "the disk is full: nothing is published until there is room"),
+                        HistoryHealth::Failing => (RED, "the disk fails: nothing is published until it works again"),
+                        HistoryHealth::Working | HistoryHealth::None => (GREEN, "the history takes what is said again"),
+                    };
+                    self.line(colour, "!", format_args!("{text}"));
+                }
+            },
+            Event::CatchUp { missing, done } => match self.manner {
+                Manner::Events => tracing::info!(missing, done, "fetching what was missed"),
+                _ => self.line(YELLOW, "↓", format_args!("{done} missed messages fetched, {missing} to go")),
             },
             Event::Addresses(addresses) => {
                 let reached: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();

@@ -243,7 +243,8 @@ impl Log {
     }
 
     /// Drops the record of an origin of which nothing is left.
-    pub fn forget(&mut self, run: Run) {
+    pub fn forget(&mut self, run: Run, horizon: Hlc) {
+        self.totals.horizon = self.totals.horizon.max(horizon);
         if self.origins.get(&run).is_some_and(|origin| origin.stored.is_empty()) {
             self.origins.remove(&run);
             self.pending.touched.insert(run);

@@ -10,6 +10,7 @@
 //! the log is.
 
 mod aside;
+mod ask;
 mod log;
 mod read;
 mod rows;
@@ -37,6 +38,7 @@ use crate::replica::event::{Load, Opened, Order, Report};
 use store::Store;
 use writer::Writer;
 
+pub(crate) use ask::{Chunk, LogHandle, Numbered};
 pub use read::{Reader, Want};
 pub use rows::Durable;
 

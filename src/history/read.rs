@@ -51,7 +51,8 @@ pub struct Want {
 }
 
 impl Want {
-    fn takes(&self, entry: &Entry) -> bool {
+    /// Whether `entry` is wanted.
+    pub fn takes(&self, entry: &Entry) -> bool {
         let said_ms = entry.hlc.wall_ms();
         self.room.as_ref().is_none_or(|room| *room == entry.room)
             && self.since_ms.is_none_or(|since| since <= said_ms)
@@ -209,6 +210,31 @@ impl Reader {
                 view.check_open()?;
             }
             Ok((found, false))
+        })
+    }
+
+    /// What is stored or let go of each origin, with the newest time of it; with a cursor, only as far as it covers that.
+    ///
+    /// # Errors
+    /// [`HistoryError`], as everything here.
+    pub fn vector(&self, cursor: Option<&Cursor>) -> Result<BTreeMap<Run, (RangeSet, Hlc)>, HistoryError> {
+        self.read(|view| {
+            let mut vector = BTreeMap::new();
+            for row in view.rows(rows::below(&[table::ORIGIN])) {
+                let (key, value) = row?;
+                let origin = rows::read_origin(&key, &value).ok_or_else(|| bad("origin"))?;
+                let hash = origin.run.hash();
+                let mut seqs = origin.stored.clone();
+                if let Some(cursor) = cursor {
+                    let all = !cursor.lists(hash) && cursor.covers(hash, origin.stored.top(), origin.newest);
+                    seqs = if all { seqs } else { seqs.without(&cursor.missing(hash, &origin.stored)) };
+                }
+                seqs.insert(Seq(1), origin.floor);
+                if !seqs.is_empty() {
+                    vector.insert(origin.run, (seqs, origin.newest));
+                }
+            }
+            Ok(vector)
         })
     }
 

@@ -185,7 +185,7 @@ impl Writer {
             }
             Order::Admit { span, late } => guarded(|| log.admit(span, late)),
             Order::Settle(span) => Ok(log.settle(span)),
-            Order::Forget(run) => Ok(log.forget(run)),
+            Order::Forget { run, horizon } => Ok(log.forget(run, horizon)),
             Order::Expire(run) => Ok(self.expiring.push(run)),
             Order::Retain { wall_ms } => {
                 let retain_ms = u64::from(self.options.retain_days) * 24 * 3600 * 1000;

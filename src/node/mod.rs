@@ -7,12 +7,15 @@
 //! handles ──publish──▶ ┐                        ┌─▶ feeds of readers
 //! handles ──ask──────▶ ├─ Loop ─▶ Replica ─▶ outputs ─▶ publisher (all peers, one peer)
 //! links, gate ───────▶ │                        └─▶ events, peers
-//! discovery ─────────▶ ┘
+//! discovery ─────────▶ ┤                        └─▶ history
+//! history ───────────▶ ┘
 //! ```
 //!
-//! A publish waits in its channel while [`Flow::Wait`] holds; everything waits while all readers that read are full.
+//! A publish waits in its channel while [`Flow::Wait`] holds or much is on its way to the disk; everything waits while all
+//! readers that read are full. A publish is answered when the disk has it; peers do not wait for that.
 
 mod presence;
+mod publishes;
 pub(crate) mod start;
 
 use std::collections::HashMap;
@@ -22,25 +25,31 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
+use crate::config::Fsync;
 use crate::data_dir::DataDir;
-use crate::error::PublishError;
-use crate::handle::{Ask, Event, FoundBy, Peer, PeerState, Published, State, Submission, Window};
-use crate::id::{EntryId, Run, Seq};
+use crate::handle::{
+    Ask, Event, FoundBy, HistoryHealth, Imported, Peer, PeerState, Standing, State, Submission, Window,
+};
+use crate::history::{Health, History, LogHandle};
+use crate::id::{EntryId, Run};
 use crate::metrics::{Metrics, count};
 use crate::net::discovery::interfaces::Survey;
 use crate::net::discovery::ladder::Ladder;
 use crate::net::discovery::memory::Memory;
 use crate::net::discovery::{Candidate, Discovery, gossip_fit};
 use crate::net::{DialError, Flow, LinkId, Net, NetEvent};
+use crate::replica::Replica;
+use crate::replica::batch::Batch;
 use crate::replica::clock::{Mono, Now};
-use crate::replica::event::{Input, Missing, Notice, Output, Timing, To};
+use crate::replica::event::{Input, Missing, Notice, Output, Report, Timing, To};
 use crate::replica::liveness::Status;
+use crate::replica::log::APPEND_BYTES_MAX;
 use crate::replica::message::Message;
 use crate::replica::version::Cursor;
-use crate::replica::{KnownKey, Replica};
 use crate::subscription::{Feed, Filter, Gap, GapReason, Item, Subscription, queue};
 use crate::wire;
 use presence::Presence;
+use publishes::Publishes;
 
 /// Publishes that wait for the loop; a further one waits in its caller.
 const SUBMISSIONS_MAX: usize = 256;
@@ -50,8 +59,8 @@ const ASKS_MAX: usize = 64;
 const NET_EVENTS_MAX: usize = 64;
 /// Events kept for a receiver that is behind; it misses the oldest.
 const EVENTS_MAX: usize = 1024;
-/// Drafts taken from the channel for one round of batches, in bytes.
-const ROUND_BYTES_MAX: usize = 256 * 1024;
+/// Entries that are fetched from peers are worth telling of when there are so many.
+const CATCH_UP_MIN: u64 = 1_000;
 /// Readers at most; a further one is refused.
 const READERS_MAX: usize = 4096;
 /// Those who wait for an entry to be held elsewhere; a further one is answered at once.
@@ -78,6 +87,10 @@ pub(crate) struct Loop {
     links_made: u64,
     presence: Presence,
     held_asks: Vec<HeldAsk>,
+    log: Option<Log>,
+    publishes: Publishes,
+    /// Entries fetched since catching up began; none while there is nothing to fetch.
+    catching_up: Option<CatchUp>,
     metrics: Metrics,
     started: Instant,
     pinged: Instant,
@@ -86,8 +99,24 @@ pub(crate) struct Loop {
     peers_changed: bool,
 }
 
+/// The history, and who is told of it.
+struct Log {
+    history: History,
+    handle: LogHandle,
+    fsync: Fsync,
+    commits: watch::Sender<u64>,
+    health: watch::Sender<HistoryHealth>,
+}
+
+/// How far the node is with what it missed.
+#[derive(Clone, Copy, Debug)]
+struct CatchUp {
+    received: u64,
+}
+
 /// Where everything that happens comes in.
 struct Inbox {
+    reports: mpsc::UnboundedReceiver<Report>,
     publish: mpsc::Receiver<Submission>,
     ask: mpsc::Receiver<Ask>,
     net: mpsc::Receiver<NetEvent>,
@@ -107,6 +136,7 @@ struct Link {
 struct HeldAsk {
     id: EntryId,
     count: usize,
+    on_disk: bool,
     reply: oneshot::Sender<usize>,
 }
 
@@ -115,6 +145,7 @@ enum Wake {
     Net(Vec<NetEvent>),
     Publish(Submission),
     Ask(Ask),
+    Log(Report),
     Found(Candidate),
     Interfaces,
     Time,
@@ -146,6 +177,7 @@ impl Loop {
                     break;
                 }
                 Wake::Ask(ask) => self.answer(ask),
+                Wake::Log(report) => self.reported(report),
                 Wake::Found(candidate) => self.found(candidate),
                 Wake::Interfaces => self.interfaces_changed(),
                 Wake::Time => self.feed(Input::Timeout),
@@ -175,14 +207,16 @@ impl Loop {
         let core = self.replica.poll_timeout().map(|mono| started_at(self.started, Duration::from_millis(mono.0)));
         let deadline = [core, self.ladder.next_wake(), Some(tick)].into_iter().flatten().min().unwrap_or(tick);
         let readers_wait = self.readers_wait();
-        let may_publish = !readers_wait && self.net.flow() == Flow::Open;
-        let Inbox { publish, ask, net, candidates } = &mut self.inbox;
+        let disk_waits = self.replica.appending_bytes() > APPEND_BYTES_MAX / 2;
+        let may_publish = !readers_wait && !disk_waits && self.net.flow() == Flow::Open;
+        let Inbox { reports, publish, ask, net, candidates } = &mut self.inbox;
         let mut events = Vec::new();
         tokio::select! {
             taken = net.recv_many(&mut events, NET_EVENTS_MAX), if !readers_wait => {
                 if taken == 0 { Wake::Orphaned } else { Wake::Net(events) }
             }
             submission = publish.recv(), if may_publish => submission.map_or(Wake::Orphaned, Wake::Publish),
+            Some(report) = reports.recv() => Wake::Log(report),
             ask = ask.recv() => ask.map_or(Wake::Orphaned, Wake::Ask),
             Some(candidate) = candidates.recv() => Wake::Found(candidate),
             Ok(()) = self.survey.changed() => Wake::Interfaces,
@@ -214,7 +248,11 @@ impl Loop {
                 }
                 Output::Send { to, message } => self.send(to, &message).await,
                 Output::Notify(notice) => self.notice(notice),
-                Output::Log(_) => {}
+                Output::Log(order) => {
+                    if let Some(log) = &self.log {
+                        log.history.order(order);
+                    }
+                }
             }
         }
     }
@@ -391,37 +429,34 @@ impl Loop {
                 if holds && !self.held_asks.is_empty() {
                     self.answer_held();
                 }
+                if let Some(log) = self.log.as_ref().filter(|_| holds) {
+                    log.commits.send_modify(|commits| *commits += 1);
+                }
             }
         }
     }
 
-    /// Publishes what has come, and whatever waits behind it, in as few batches as hold it.
-    fn publish(&mut self, submission: Submission) {
-        let mut drafts = submission.drafts;
-        let mut bytes: usize = drafts.iter().map(|draft| draft.payload.len()).sum();
-        let mut replies = vec![(drafts.len(), submission.reply)];
-        while bytes < ROUND_BYTES_MAX {
-            let Ok(next) = self.inbox.publish.try_recv() else { break };
-            bytes += next.drafts.iter().map(|draft| draft.payload.len()).sum::<usize>();
-            replies.push((next.drafts.len(), next.reply));
-            drafts.extend(next.drafts);
+    /// The history has done something.
+    fn reported(&mut self, report: Report) {
+        let stored = matches!(report, Report::Stored(_));
+        let closed = matches!(report, Report::Closed);
+        self.feed(Input::Log(report));
+        if stored {
+            self.publishes.answer(&self.replica);
         }
-        let total = drafts.len();
-        let published = self.replica.publish(now(self.started), drafts);
-        let mut known = published.known.into_iter().peekable();
-        let mut fresh = published.first.seq.0;
-        let mut answers = (0..total).map(|index| match known.next_if(|(at, _)| *at == index) {
-            Some((_, KnownKey::Same(id))) => Ok(Published { id, state: State::Sent, known: true }),
-            Some((_, KnownKey::Other(_))) => Err(PublishError::KeyReused),
-            None => {
-                let id = EntryId { run: published.first.run, seq: Seq(fresh) };
-                fresh += 1;
-                Ok(Published { id, state: State::Sent, known: false })
+        if closed {
+            self.publishes.refuse(self.publish_error());
+        }
+        if let Some(log) = &self.log {
+            log.commits.send_modify(|commits| *commits += 1);
+            let health = match *log.handle.health.borrow() {
+                Health::Working => HistoryHealth::Working,
+                Health::Full => HistoryHealth::Full,
+                Health::Failing => HistoryHealth::Failing,
+            };
+            if log.health.send_if_modified(|told| std::mem::replace(told, health) != health) {
+                self.presence.tell(Event::History(health));
             }
-        });
-        for (count, reply) in replies {
-            // Whoever does not wait for the answer does not want it.
-            let _ = reply.send(answers.by_ref().take(count).collect());
         }
     }
 
@@ -439,14 +474,33 @@ impl Loop {
             }
             Ask::Window { mut after, reply } => {
                 let expired = after.as_mut().map_or(0, |after| self.replica.give_up(after));
-                let (batches, cursor) = (self.replica.window().cloned().collect(), self.replica.cursor());
+                let batches = match &self.log {
+                    Some(_) => self.replica.unstored().cloned().collect(),
+                    None => self.replica.window().cloned().collect(),
+                };
+                let cursor = if after.is_none() { self.replica.cursor() } else { Cursor::new() };
                 let window = Window { batches, cursor, after, expired };
                 // Whoever asked may have gone.
                 let _ = reply.send(window);
             }
-            Ask::HeldBy { id, count, reply } => {
-                self.held_asks.push(HeldAsk { id, count, reply });
+            Ask::HeldBy { id, count, on_disk, reply } => {
+                self.held_asks.push(HeldAsk { id, count, on_disk, reply });
                 self.answer_held();
+            }
+            Ask::Standing { ids, reply } => {
+                // Whoever asked may have gone.
+                let _ = reply.send(ids.into_iter().map(|id| self.standing(id)).collect());
+            }
+            Ask::Import { batches, reply } => {
+                let before = self.replica.counters();
+                let entries: u64 = batches.iter().map(|kept| u64::from(kept.batch.count())).sum();
+                let wanted = self.replica.import(now(self.started), batches);
+                let after = self.replica.counters();
+                let refused = (after.refused - before.refused + after.conflicts - before.conflicts).min(entries);
+                let new = after.received - before.received;
+                let known = entries.saturating_sub(new + refused);
+                self.publishes.import(wanted, Imported { new, known, refused }, reply);
+                self.publishes.answer(&self.replica);
             }
             // The loop ends on it before it gets here.
             Ask::Shutdown { .. } => {}
@@ -455,22 +509,47 @@ impl Loop {
 
     fn open(&mut self, filter: Filter, after: Option<Cursor>) -> (Feed, Subscription) {
         let drained = self.drained.clone();
-        match after {
-            None => queue(filter, false, self.replica.cursor(), Vec::new(), drained),
-            Some(mut after) => {
-                let missing = self.replica.give_up(&mut after);
-                let gap = (missing > 0).then_some(Item::Gap(Gap { missing, reason: GapReason::Expired }));
-                let batches = self.replica.window().map(|batch| Item::Batch { batch: batch.clone(), late: false });
-                queue(filter, true, after, gap.into_iter().chain(batches).collect(), drained)
+        let Some(mut after) = after else {
+            return queue(filter, false, self.replica.cursor(), Vec::new(), drained, None);
+        };
+        let missing = self.replica.give_up(&mut after);
+        let gap = (missing > 0).then_some(Item::Gap(Gap { missing, reason: GapReason::Expired }));
+        let item = |batch: &Batch| Item::Batch { batch: batch.clone(), late: false };
+        match &self.log {
+            None => {
+                let backlog = gap.into_iter().chain(self.replica.window().map(item)).collect();
+                queue(filter, true, after, backlog, drained, None)
+            }
+            // What is on disk the reader fetches from there; what is not waits in its queue.
+            Some(log) => {
+                let backlog = gap.into_iter().collect();
+                let (feed, subscription) = queue(filter, true, after, backlog, drained, Some(log.handle.clone()));
+                self.replica.unstored().for_each(|batch| feed.put(item(batch)));
+                (feed, subscription)
             }
         }
+    }
+
+    /// How safe a message is, as far as is known here.
+    fn standing(&self, id: EntryId) -> Standing {
+        let stored_by = self.replica.stored_by(id);
+        let on_disk = match &self.log {
+            Some(log) if log.fsync == Fsync::Os => State::Logged,
+            _ => State::Durable,
+        };
+        let state = match stored_by {
+            0 if self.replica.is_stored(id) => on_disk,
+            0 => State::Sent,
+            _ => State::Replicated,
+        };
+        Standing { state, stored_by }
     }
 
     fn answer_held(&mut self) {
         let full = self.held_asks.len() > HELD_ASKS_MAX;
         let waiting = std::mem::take(&mut self.held_asks).into_iter().filter(|ask| !ask.reply.is_closed());
         for ask in waiting.collect::<Vec<_>>() {
-            let holders = self.replica.held_by(ask.id);
+            let holders = if ask.on_disk { self.replica.stored_by(ask.id) } else { self.replica.held_by(ask.id) };
             if holders >= ask.count || full {
                 // Whoever asked may have gone.
                 let _ = ask.reply.send(holders);
@@ -509,7 +588,23 @@ impl Loop {
         }
         self.answer_held();
         self.count();
+        self.tell_catch_up();
         self.peers_changed = true;
+    }
+
+    /// Tells how far the node is with what it missed.
+    fn tell_catch_up(&mut self) {
+        let missing = self.replica.missing();
+        let received = self.replica.counters().received;
+        let began = match self.catching_up {
+            None if missing < CATCH_UP_MIN => return,
+            None => CatchUp { received },
+            Some(began) => began,
+        };
+        let done = received - began.received;
+        self.catching_up = (missing > 0).then_some(began);
+        tracing::info!(missing, done, "fetching what was missed");
+        self.presence.tell(Event::CatchUp { missing, done });
     }
 
     async fn ping(&mut self, run: Run) {
@@ -539,6 +634,7 @@ impl Loop {
             (&metrics.repaired_bytes, counters.repaired_bytes),
             (&metrics.conflicts, counters.conflicts),
             (&metrics.refused, counters.refused),
+            (&metrics.expired, counters.expired),
         ] {
             Metrics::mirror(counter, total);
         }
@@ -599,7 +695,23 @@ impl Loop {
         self.perform().await;
         self.save().await;
         self.count();
-        tokio::join!(self.discovery.shutdown(), self.net.close());
+        let closed = async {
+            if let Some(log) = self.log.take() {
+                // The last publishes are answered: what was said is on disk before the node is gone.
+                let (done, closed) = oneshot::channel::<()>();
+                std::thread::spawn(move || {
+                    log.history.close();
+                    drop((log.handle, done));
+                });
+                // It is over either way.
+                let _ = closed.await;
+                while let Ok(report) = self.inbox.reports.try_recv() {
+                    self.replica.handle(now(self.started), Input::Log(report));
+                }
+                self.publishes.answer(&self.replica);
+            }
+        };
+        tokio::join!(self.discovery.shutdown(), self.net.close(), closed);
         // Whoever waits for peers waits in vain.
         self.presence.end();
     }

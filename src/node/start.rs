@@ -6,14 +6,17 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ed25519_dalek::SigningKey;
-use tokio::sync::{Notify, Semaphore, broadcast, mpsc, oneshot, watch};
+use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 
 use super::presence::Presence;
-use super::{ASKS_MAX, EVENTS_MAX, Inbox, Loop, NET_EVENTS_MAX, SUBMISSIONS_MAX, now};
-use crate::config::{Config, Listen, Seed};
+use super::publishes::Publishes;
+use super::{ASKS_MAX, EVENTS_MAX, Inbox, Log, Loop, NET_EVENTS_MAX, SUBMISSIONS_MAX, now};
+use crate::aside::Aside;
+use crate::config::{Config, Fsync, Listen, Seed};
 use crate::data_dir::DataDir;
 use crate::error::StartError;
-use crate::handle::{Handle, Info, Inner};
+use crate::handle::{Handle, HistoryHealth, Holders, Info, Inner};
+use crate::history::{self, History, LogHandle};
 use crate::id::{Epoch, NodeId, Run};
 use crate::metrics::Metrics;
 use crate::net::discovery::ladder::Ladder;
@@ -90,6 +93,24 @@ impl Builder {
         self
     }
 
+    /// Whether to keep messages on disk; needs a data folder.
+    pub fn history(mut self, history: bool) -> Builder {
+        self.config.history = history;
+        self
+    }
+
+    /// When what is kept counts as safe.
+    pub fn fsync(mut self, fsync: Fsync) -> Builder {
+        self.config.fsync = fsync;
+        self
+    }
+
+    /// How long, and how many bytes of, messages are kept on disk.
+    pub fn retain(mut self, days: u32, bytes: u64) -> Builder {
+        (self.config.retain_days, self.config.retain_bytes) = (days, bytes);
+        self
+    }
+
     /// Starts the node on a thread of its own, and answers when peers can reach it. Works on any runtime.
     ///
     /// # Errors
@@ -143,6 +164,34 @@ impl Loop {
         let mesh: Arc<str> = config.mesh.as_str().into();
         let name: Arc<str> = config.name.as_str().into();
 
+        let aside = Aside::new().map_err(|source| StartError::System { what: "no threads for readers", source })?;
+        let (reports, reports_inbox) = mpsc::unbounded_channel();
+        let kept = folder.as_ref().filter(|_| config.history).map(|folder| history::Options {
+            folder: folder.join("history"),
+            fsync: config.fsync,
+            retain_days: config.retain_days,
+            retain_bytes: config.retain_bytes,
+            run,
+        });
+        let fsync = config.fsync;
+        let (log, opened) = match kept {
+            Some(options) => {
+                let (history, opened) = History::open(options, metrics.clone(), reports)?;
+                let (commits, committed) = watch::channel(0);
+                let handle = LogHandle::new(
+                    history.reader(),
+                    history.keeper(),
+                    history.health(),
+                    history.admitted(),
+                    committed,
+                    aside.clone(),
+                );
+                let (health, _) = watch::channel(HistoryHealth::Working);
+                (Some(Log { history, handle, fsync, commits, health }), Some(opened))
+            }
+            None => (None, None),
+        };
+
         let (net_events, net_inbox) = mpsc::channel(NET_EVENTS_MAX);
         let options = NetOptions { run, mesh: mesh.clone(), listen: config.listen, last_port };
         let net = Net::start(options, metrics.clone(), net_events).await?;
@@ -187,9 +236,12 @@ impl Loop {
             addresses: addresses_seen,
             events: events.clone(),
             metrics: metrics.clone(),
-            aside: Semaphore::new(1),
+            aside,
+            log: log.as_ref().map(|log| log.handle.clone()),
+            holders: Arc::new(Holders::default()),
+            health: log.as_ref().map_or_else(|| watch::channel(HistoryHealth::None).1, |log| log.health.subscribe()),
         };
-        let mut replica = Replica::new(now(started), run, name, seed, WINDOW_BYTES_MAX, None);
+        let mut replica = Replica::new(now(started), run, name, seed, WINDOW_BYTES_MAX, opened);
         replica.handle(now(started), Input::Endpoints(addresses));
         let node = Loop {
             mesh: config.mesh.as_str().into(),
@@ -200,13 +252,16 @@ impl Loop {
             survey,
             memory,
             _data_dir: data_dir,
-            inbox: Inbox { publish: publish_inbox, ask: ask_inbox, net: net_inbox, candidates },
+            inbox: Inbox { reports: reports_inbox, publish: publish_inbox, ask: ask_inbox, net: net_inbox, candidates },
             feeds: Vec::new(),
             drained: Arc::new(Notify::new()),
             links: HashMap::new(),
             links_made: 0,
             presence: Presence::new(peers, addresses_told, events),
             held_asks: Vec::new(),
+            log,
+            publishes: Publishes::default(),
+            catching_up: None,
             metrics,
             started,
             pinged: started,

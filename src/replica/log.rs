@@ -10,7 +10,7 @@ use super::clock::{AHEAD_MS_MAX, BUILD_MS, Hlc, Mono, Now};
 use super::event::{Kept, Load, Opened, Order, Output, Report, Span};
 use super::ranges::RangeSet;
 use super::{AHEAD_MS_REFUSED, DAY_MS, Mutant, Replica, Source};
-use crate::id::{Run, Seq};
+use crate::id::{EntryId, Run, Seq};
 
 /// Bytes of batches on their way to the disk. While there are more, entries of others are delivered, but kept later, when
 /// they are asked for again.
@@ -131,6 +131,29 @@ impl Replica {
         self.log.appending_bytes
     }
 
+    /// Takes batches that another log exported; answers the last entry of each that is on its way to the disk now.
+    pub fn import(&mut self, now: Now, batches: Vec<Kept>) -> Vec<EntryId> {
+        let mut appending = Vec::new();
+        for kept in batches {
+            let (run, first, last) = (kept.batch.origin(), kept.batch.first(), kept.batch.last());
+            self.store(now, kept, Source::Repair);
+            if self.log.appending.contains_key(&(run, first)) {
+                appending.push(EntryId { run, seq: last });
+            }
+        }
+        self.tick(now);
+        appending
+    }
+
+    /// How many entries are known to be with others and not here.
+    pub fn missing(&self) -> u64 {
+        let missing = |run: &Run| {
+            let missing = self.streams.get(run).map(|stream| stream.missing(self.limit(*run), self.log.is_there()));
+            missing.into_iter().flatten().map(|(first, last)| last.0 - first.0 + 1).sum::<u64>()
+        };
+        self.lacking.iter().map(missing).sum()
+    }
+
     pub(super) fn hear_log(&mut self, now: Now, report: Report) {
         match report {
             Report::Opened(opened) => self.open_log(now, opened),
@@ -142,7 +165,10 @@ impl Replica {
             }
             Report::Loaded { load, batches, through } => {
                 self.log.loads = self.log.loads.saturating_sub(1);
-                self.loaded(load, batches, through);
+                // A disk that could not be read answers nothing; whoever asked will ask somebody else.
+                if through >= load.span.first {
+                    self.loaded(load, batches, through);
+                }
             }
             Report::Expired { run, floor, newest } => self.expired(now, run, floor, newest),
             Report::Found(batches) => {

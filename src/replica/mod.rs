@@ -11,7 +11,7 @@ pub mod clock;
 pub mod event;
 pub mod keys;
 pub mod liveness;
-mod log;
+pub mod log;
 pub mod message;
 pub mod ranges;
 pub(crate) mod repair;

@@ -19,7 +19,7 @@ use warp::reply::{Reply, Response};
 
 use super::BODY_BYTES_MAX;
 use super::guard::Foreign;
-use crate::error::{PublishError, Stopped};
+use crate::error::{HistoryError, PublishError, Stopped};
 use crate::handle::{
     Draft, FoundBy, Handle, Hlc, Message, NAME_BYTES_MAX, Payload, Peer, PeerState, Query, RoomSummary, State, Via,
 };
@@ -96,9 +96,17 @@ impl From<PublishError> for Failure {
             PublishError::TooLong(_) => (StatusCode::BAD_REQUEST, "malformed"),
             PublishError::Room(_) => (StatusCode::BAD_REQUEST, "room"),
             PublishError::KeyReused => (StatusCode::CONFLICT, "client_id_reused"),
+            PublishError::DiskFull => (StatusCode::INSUFFICIENT_STORAGE, "disk_full"),
+            PublishError::DiskFailing => (StatusCode::SERVICE_UNAVAILABLE, "disk_failing"),
             PublishError::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "stopped"),
         };
         Failure::new(status, code, error.to_string())
+    }
+}
+
+impl From<HistoryError> for Failure {
+    fn from(error: HistoryError) -> Failure {
+        Failure::new(StatusCode::SERVICE_UNAVAILABLE, "history", error.to_string())
     }
 }
 
@@ -236,6 +244,7 @@ impl MessagesQuery {
             before: before.map(place).transpose()?,
             since_ms: since.map(|text| read_since(&text, now)).transpose()?,
             limit,
+            ..Query::default()
         })
     }
 }

@@ -3,19 +3,26 @@
 //! A [`Handle`] is cheap to clone and does nothing itself: it asks the node's event loop. Nothing here blocks a runtime,
 //! and any runtime will do: the node has a thread of its own. Dropping the last handle stops the node.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+mod durable;
+mod query;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
-use crate::error::{PublishError, Stopped};
+use crate::aside::Aside;
+use crate::error::{DurableError, HistoryError, PublishError, Stopped};
+use crate::history::{LogHandle, Want};
 use crate::id::{EntryId, Key, ParseError, Room, Run};
 use crate::metrics::Metrics;
-use crate::replica::batch::{Batch, Entry};
-use crate::replica::version::{Coverage, RunHashes};
+use crate::replica::batch::Batch;
+use crate::replica::event::Kept;
+
+pub(crate) use self::durable::Holders;
+pub use self::durable::{Acker, Begin, DURABLE_NAME_BYTES_MAX, Durable, DurableSummary, Mark, UNACKED_MAX};
 
 pub use crate::replica::batch::{Draft, NAME_BYTES_MAX, PAYLOAD_BYTES_MAX, Payload, Text, Via};
 pub use crate::replica::clock::Hlc;
@@ -38,8 +45,13 @@ pub(crate) struct Inner {
     pub addresses: watch::Receiver<Arc<[SocketAddr]>>,
     pub events: broadcast::Sender<Event>,
     pub metrics: Metrics,
-    /// One who decodes the whole window at a time.
-    pub aside: Semaphore,
+    /// For what may take long.
+    pub aside: Aside,
+    /// The log, if the node keeps one.
+    pub log: Option<LogHandle>,
+    pub holders: Arc<Holders>,
+    /// How well the log and the clock are.
+    pub health: watch::Receiver<HistoryHealth>,
 }
 
 /// What a node is called and where it is reached.
@@ -80,11 +92,13 @@ pub(crate) struct Submission {
 pub(crate) enum Ask {
     Subscribe { filter: Filter, after: Option<Cursor>, reply: oneshot::Sender<Subscription> },
     Window { after: Option<Cursor>, reply: oneshot::Sender<Window> },
-    HeldBy { id: EntryId, count: usize, reply: oneshot::Sender<usize> },
+    HeldBy { id: EntryId, count: usize, on_disk: bool, reply: oneshot::Sender<usize> },
+    Standing { ids: Vec<EntryId>, reply: oneshot::Sender<Vec<Standing>> },
+    Import { batches: Vec<Kept>, reply: oneshot::Sender<Imported> },
     Shutdown { reply: oneshot::Sender<()> },
 }
 
-/// Everything the node holds at one moment.
+/// Everything the node holds in memory, and not on disk, at one moment.
 #[derive(Debug)]
 pub(crate) struct Window {
     /// Oldest first.
@@ -94,6 +108,69 @@ pub(crate) struct Window {
     /// The cursor of whoever asked, and how much it does not cover that is not to be had any more.
     pub after: Option<Cursor>,
     pub expired: u64,
+}
+
+/// Messages on their way: published, not yet on disk.
+#[derive(Debug)]
+pub struct Submitted {
+    /// What was in the log already, by index.
+    known: Vec<(usize, Published)>,
+    answer: Option<oneshot::Receiver<Result<Vec<Published>, PublishError>>>,
+}
+
+impl Submitted {
+    /// Waits for the disk, if the node keeps a history, and answers for each message. Cancellation safe, but the answer is
+    /// lost.
+    ///
+    /// # Errors
+    /// [`PublishError`]; peers may have the messages none the less.
+    pub async fn published(self) -> Result<Vec<Published>, PublishError> {
+        let mut published = match self.answer {
+            Some(answer) => answer.await.unwrap_or(Err(PublishError::Stopped))?,
+            None => Vec::new(),
+        };
+        for (at, known) in self.known {
+            published.insert(at, known);
+        }
+        Ok(published)
+    }
+}
+
+/// A batch as a log exports it: the bytes that its author published, and when they first arrived.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exported(pub(crate) Kept);
+
+impl Exported {
+    /// Reads a batch that [`Exported::bytes`] wrote.
+    ///
+    /// # Errors
+    /// [`BatchError`](crate::replica::batch::BatchError) if it is damaged.
+    pub fn new(bytes: bytes::Bytes, arrived_ms: u64) -> Result<Exported, crate::replica::batch::BatchError> {
+        let batch = Batch::parse(bytes)?;
+        batch.entries().try_for_each(|entry| entry.map(drop))?;
+        Ok(Exported(Kept { batch, arrived_ms }))
+    }
+
+    /// The bytes that its author published.
+    pub fn bytes(&self) -> &bytes::Bytes {
+        self.0.batch.bytes()
+    }
+
+    /// When it first arrived anywhere that is known, in milliseconds since 1970.
+    pub fn arrived_ms(&self) -> u64 {
+        self.0.arrived_ms
+    }
+
+    /// How many messages it holds.
+    pub fn messages(&self) -> u64 {
+        self.0.batch.count().into()
+    }
+
+    /// Its place in time order, to go on from.
+    pub fn place(&self) -> Place {
+        let batch = &self.0.batch;
+        Place { hlc: batch.hlc(), id: EntryId { run: batch.origin(), seq: batch.first() } }
+    }
 }
 
 /// What became of a published message.
@@ -113,6 +190,47 @@ pub struct Published {
 pub enum State {
     /// In memory and on its way to peers.
     Sent,
+    /// Handed to the operating system (`--fsync os`).
+    Logged,
+    /// On this node's disk.
+    Durable,
+    /// On the disk of at least one node other than its author.
+    Replicated,
+}
+
+/// How safe a message is, as far as this node knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// The state.
+    pub state: State,
+    /// How many nodes other than its author have it on disk.
+    pub stored_by: usize,
+}
+
+/// What became of batches that were imported.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Imported {
+    /// Entries that were new.
+    pub new: u64,
+    /// Entries that were there before.
+    pub known: u64,
+    /// Entries that contradict what is there, or are older than what this node has let go.
+    pub refused: u64,
+}
+
+/// How well the history is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HistoryHealth {
+    /// This node keeps none.
+    #[default]
+    None,
+    /// It takes what is said.
+    Working,
+    /// The disk is full: nothing is published, what others say is passed on and not kept.
+    Full,
+    /// The disk fails: nothing is published, what others say is passed on and not kept.
+    Failing,
 }
 
 /// Another node, as seen from this one.
@@ -190,6 +308,15 @@ pub enum Event {
     Cloned(Peer),
     /// Interfaces came or went: these are the addresses at which peers can reach this node now.
     Addresses(Arc<[SocketAddr]>),
+    /// The history began or ceased to work.
+    History(HistoryHealth),
+    /// Entries that this node lacks are being fetched from peers.
+    CatchUp {
+        /// How many are still missing.
+        missing: u64,
+        /// How many came since it began.
+        done: u64,
+    },
 }
 
 /// A stretch of messages, ascending by time.
@@ -216,6 +343,10 @@ pub struct Query {
     pub before: Option<Place>,
     /// Only what was said at this time or later, in milliseconds since 1970.
     pub since_ms: Option<u64>,
+    /// Only what was said at this time or earlier, in milliseconds since 1970.
+    pub until_ms: Option<u64>,
+    /// Only texts that contain this, whatever the case of the letters.
+    pub grep: Option<String>,
     /// At most so many.
     pub limit: usize,
 }
@@ -246,10 +377,11 @@ impl Handle {
         &self.inner.metrics
     }
 
-    /// Publishes one message and answers with its id and state.
+    /// Publishes one message and answers with its id and state: once it is on disk, if the node keeps a history; peers get
+    /// it at once in any case.
     ///
-    /// Waits only while every peer that takes messages at all is far behind. Dropping the future does not take the
-    /// message back once the node has it.
+    /// Dropping the future does not take the message back once the node has it. After [`PublishError::DiskFull`] or
+    /// [`PublishError::DiskFailing`] peers may have it none the less: publish it again with the same key.
     ///
     /// # Errors
     /// [`PublishError`]; the message was not published.
@@ -276,13 +408,59 @@ impl Handle {
     /// # Errors
     /// [`PublishError`]; none of them was published.
     pub async fn publish_all(&self, drafts: Vec<Draft>) -> Result<Vec<Published>, PublishError> {
+        self.submit(drafts).await?.published().await
+    }
+
+    /// Publishes many messages at once, without waiting for the disk: [`Submitted::published`] does. Messages are published
+    /// in the order in which this is called. Waits only while every peer that takes messages at all is far behind, or the
+    /// disk is.
+    ///
+    /// # Errors
+    /// [`PublishError`]; none of them was published.
+    pub async fn submit(&self, mut drafts: Vec<Draft>) -> Result<Submitted, PublishError> {
+        drafts.iter().try_for_each(check)?;
+        let known = self.known(&mut drafts).await?;
+        let (reply, answer) = oneshot::channel();
         if drafts.is_empty() {
+            drop(reply);
+            return Ok(Submitted { known, answer: None });
+        }
+        self.inner.publish.send(Submission { drafts, reply }).await.map_err(|_| PublishError::Stopped)?;
+        Ok(Submitted { known, answer: Some(answer) })
+    }
+
+    /// Takes out the drafts whose key is in the log, with what they were published as. Those that are in memory only the
+    /// event loop knows.
+    async fn known(&self, drafts: &mut Vec<Draft>) -> Result<Vec<(usize, Published)>, PublishError> {
+        let Some(log) = &self.inner.log else { return Ok(Vec::new()) };
+        let keyed: Vec<(usize, Key)> =
+            drafts.iter().enumerate().filter_map(|(at, draft)| Some((at, draft.key?))).collect();
+        if keyed.is_empty() {
             return Ok(Vec::new());
         }
-        drafts.iter().try_for_each(check)?;
-        let (reply, answer) = oneshot::channel();
-        self.inner.publish.send(Submission { drafts, reply }).await.map_err(|_| PublishError::Stopped)?;
-        answer.await.unwrap_or(Err(PublishError::Stopped))
+        let found = log.read(move |reader| {
+            let mut found = Vec::new();
+            for (at, key) in keyed {
+                if let Some(place) = reader.find(key)? {
+                    found.push((at, place.id, reader.entry(place.id)?));
+                }
+            }
+            Ok(found)
+        });
+        // A log that cannot be read takes no publishes either.
+        let Ok(found) = found.await else { return Ok(Vec::new()) };
+        let mut known = Vec::new();
+        for (at, id, entry) in found {
+            let draft = &drafts[at];
+            if entry.is_some_and(|entry| entry.room != draft.room || entry.payload != draft.payload) {
+                return Err(PublishError::KeyReused);
+            }
+            known.push((at, Published { id, state: State::Durable, known: true }));
+        }
+        for (at, _) in known.iter().rev() {
+            drafts.remove(*at);
+        }
+        Ok(known)
     }
 
     /// What is said in `room` from now on.
@@ -355,35 +533,99 @@ impl Handle {
     /// # Errors
     /// [`Stopped`].
     pub async fn held_by(&self, id: EntryId, count: usize) -> Result<usize, Stopped> {
-        self.ask(|reply| Ask::HeldBy { id, count, reply }).await
+        self.ask(|reply| Ask::HeldBy { id, count, on_disk: false, reply }).await
     }
 
-    /// Messages that the node holds, by time.
+    /// Waits until `count` nodes other than its author have `id` on disk, and answers how many do. Cancellation safe: give
+    /// it a time-out.
     ///
     /// # Errors
     /// [`Stopped`].
-    pub async fn messages(&self, query: Query) -> Result<Page, Stopped> {
-        let Query { after, .. } = query.clone();
-        let window = self.ask(|reply| Ask::Window { after, reply }).await?;
-        self.aside(move || page(window, query)).await
+    pub async fn replicated(&self, id: EntryId, count: usize) -> Result<usize, Stopped> {
+        self.ask(|reply| Ask::HeldBy { id, count, on_disk: true, reply }).await
     }
 
-    /// The rooms that the node holds messages of, by name.
+    /// How safe each of these messages is, as far as this node knows.
     ///
     /// # Errors
     /// [`Stopped`].
-    pub async fn rooms(&self) -> Result<Vec<RoomSummary>, Stopped> {
-        let window = self.ask(|reply| Ask::Window { after: None, reply }).await?;
-        self.aside(move || rooms(&window)).await
-    }
-
-    /// Does work that may take long, one at a time and beside the caller's runtime, if there is one.
-    async fn aside<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Stopped> {
-        let _one = self.inner.aside.acquire().await.map_err(|_| Stopped)?;
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => runtime.spawn_blocking(work).await.map_err(|_| Stopped),
-            Err(_) => Ok(work()),
+    pub async fn standing(&self, ids: Vec<EntryId>) -> Result<Vec<Standing>, Stopped> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
         }
+        self.ask(|reply| Ask::Standing { ids, reply }).await
+    }
+
+    /// How well the history is.
+    pub fn history_health(&self) -> HistoryHealth {
+        *self.inner.health.borrow()
+    }
+
+    /// Told whenever entries reached the disk of this node or a peer said what it has.
+    pub fn commits(&self) -> Option<watch::Receiver<u64>> {
+        self.inner.log.as_ref().map(|log| log.commits.clone())
+    }
+
+    /// A durable subscriber: a named cursor in the log of this node, moved on by what is acknowledged. It takes the name
+    /// over from whoever holds it; a new name begins at `begin`. What a filter passes over counts as acknowledged.
+    ///
+    /// # Errors
+    /// [`DurableError`].
+    pub async fn durable(&self, name: &str, filter: Filter, begin: Begin) -> Result<Durable, DurableError> {
+        let log = self.inner.log.clone().ok_or(DurableError::NoHistory)?;
+        Durable::open(log, self.inner.holders.clone(), name, filter, begin).await
+    }
+
+    /// The named cursors of this node.
+    ///
+    /// # Errors
+    /// [`DurableError::History`]; a node without a history has none.
+    pub async fn durables(&self) -> Result<Vec<DurableSummary>, DurableError> {
+        let Some(log) = &self.inner.log else { return Ok(Vec::new()) };
+        let rows = log.read(|reader| reader.durables()).await?;
+        let newest = *log.admitted.borrow();
+        let summary = |row: crate::history::Durable| DurableSummary {
+            behind: (newest + 1).saturating_sub(row.position),
+            held: self.inner.holders.holds(&row.name),
+            name: row.name,
+            acked_ms: row.acked_ms,
+        };
+        Ok(rows.into_iter().map(summary).collect())
+    }
+
+    /// Forgets a named cursor; answers whether there was one.
+    ///
+    /// # Errors
+    /// [`DurableError::History`]; it is as before.
+    pub async fn remove_durable(&self, name: &str) -> Result<bool, DurableError> {
+        let Some(log) = &self.inner.log else { return Ok(false) };
+        let owned = name.to_owned();
+        let there = log.read(move |reader| reader.durable(&owned)).await?.is_some();
+        if there {
+            self.inner.holders.evict(name);
+            log.keeper.remove_durable(name).await.unwrap_or(Err(HistoryError::Closed))?;
+        }
+        Ok(there)
+    }
+
+    /// The log in time order from a place on, as batches the way every log has them, for a file; none after the last.
+    ///
+    /// # Errors
+    /// [`DurableError`].
+    pub async fn export(&self, from: Option<Place>) -> Result<Vec<Exported>, DurableError> {
+        let log = self.inner.log.as_ref().ok_or(DurableError::NoHistory)?;
+        let kept = log.read(move |reader| reader.export(from, 1024 * 1024)).await?;
+        Ok(kept.into_iter().map(Exported).collect())
+    }
+
+    /// Takes batches that another log exported; what is there already is left alone. Answers once they are on disk.
+    ///
+    /// # Errors
+    /// [`DurableError`].
+    pub async fn import(&self, batches: Vec<Exported>) -> Result<Imported, DurableError> {
+        self.inner.log.as_ref().ok_or(DurableError::NoHistory)?;
+        let batches = batches.into_iter().map(|Exported(kept)| kept).collect();
+        self.ask(|reply| Ask::Import { batches, reply }).await.map_err(|_| DurableError::Stopped)
     }
 
     /// Says goodbye to peers, lets what is queued go out, and stops the node. Answers when it has stopped.
@@ -410,108 +652,4 @@ fn check(draft: &Draft) -> Result<(), PublishError> {
         Payload::Data { mime, .. } if mime.len() > NAME_BYTES_MAX => Err(PublishError::TooLong("content type")),
         _ => Ok(()),
     }
-}
-
-/// Picks and sorts what `query` wants out of a window.
-fn page(window: Window, query: Query) -> Page {
-    let Query { room, before, since_ms, limit, .. } = query;
-    let Window { batches, cursor: all, after, expired } = window;
-    let mut hashes = RunHashes::default();
-    let twins = twins(&batches);
-    let wanted = |entry: &Entry| {
-        let place = Place { hlc: entry.hlc, id: entry.id };
-        room.as_ref().is_none_or(|room| *room == entry.room)
-            && since_ms.is_none_or(|since| entry.hlc.wall_ms() >= since)
-            && before.is_none_or(|before| place < before)
-            && !twins.contains(&entry.id)
-    };
-    let in_time = |batch: &Batch| {
-        since_ms.is_none_or(|since| batch.hlc_last().wall_ms() >= since)
-            && before.is_none_or(|before| batch.hlc() <= before.hlc)
-    };
-    let mut found: BTreeMap<Place, Entry> = BTreeMap::new();
-    let Some(mut cursor) = after else {
-        // The newest, and one more that tells whether there are older ones.
-        for batch in batches.iter().rev().filter(|batch| in_time(batch)) {
-            let full = found.len() > limit;
-            if full && found.first_key_value().is_some_and(|(oldest, _)| batch.hlc_last() < oldest.hlc) {
-                continue;
-            }
-            found.extend(batch.entries().flatten().filter(wanted).map(|entry| (Place::of(&entry), entry)));
-            while found.len() > limit + 1 {
-                found.pop_first();
-            }
-        }
-        let older = found.len() > limit && found.pop_first().is_some();
-        let before = found.first_key_value().map(|(place, _)| *place).filter(|_| older);
-        return Page { messages: messages(found), after: all, before, expired };
-    };
-    let mut cut = false;
-    for batch in batches.iter().filter(|batch| in_time(batch)) {
-        let full = found.len() >= limit;
-        if full && found.last_key_value().is_some_and(|(newest, _)| batch.hlc() > newest.hlc) {
-            cut = true;
-            continue;
-        }
-        let origin = hashes.of(batch.origin());
-        let coverage = cursor.coverage(origin, batch);
-        if coverage == Coverage::All {
-            continue;
-        }
-        let fresh = |entry: &Entry| coverage == Coverage::None || !cursor.covers(origin, entry.id.seq, entry.hlc);
-        let entries = batch.entries().flatten().filter(|entry| fresh(entry) && wanted(entry));
-        found.extend(entries.map(|entry| (Place::of(&entry), entry)));
-        while found.len() > limit {
-            cut = found.pop_last().is_some();
-        }
-    }
-    // Everything up to the last one given is given, or passed over for ever.
-    let last = found.last_key_value().map(|(place, _)| *place).filter(|_| cut);
-    for batch in &batches {
-        let origin = hashes.of(batch.origin());
-        match last {
-            Some(last) if batch.hlc() > last.hlc => {}
-            Some(last) if batch.hlc_last() >= last.hlc => {
-                for entry in batch.entries().flatten().filter(|entry| Place::of(entry) <= last) {
-                    cursor.add(origin, entry.id.seq, entry.id.seq, entry.hlc);
-                }
-            }
-            _ => cursor.add(origin, batch.first(), batch.last(), batch.hlc_last()),
-        }
-    }
-    Page { messages: messages(found), after: cursor, before: None, expired }
-}
-
-fn messages(found: BTreeMap<Place, Entry>) -> Vec<Message> {
-    found.into_values().map(|entry| Message::new(entry, false)).collect()
-}
-
-fn rooms(window: &Window) -> Vec<RoomSummary> {
-    let twins = twins(&window.batches);
-    let mut rooms = BTreeMap::<Room, RoomSummary>::new();
-    for entry in window.batches.iter().flat_map(Batch::entries).flatten().filter(|entry| !twins.contains(&entry.id)) {
-        let Entry { room, hlc, .. } = entry;
-        let empty = RoomSummary { room: room.clone(), messages: 0, last: hlc };
-        let summary = rooms.entry(room).or_insert(empty);
-        summary.messages += 1;
-        summary.last = summary.last.max(hlc);
-    }
-    rooms.into_values().collect()
-}
-
-/// Of entries with one key all but the smallest.
-fn twins(batches: &[Batch]) -> HashSet<EntryId> {
-    let mut smallest: HashMap<Key, Place> = HashMap::new();
-    let mut twins = HashSet::new();
-    for batch in batches {
-        for (id, key) in batch.keys().unwrap_or_default() {
-            let place = Place { hlc: batch.hlc().plus(id.seq.0 - batch.first().0), id };
-            let first = smallest.entry(key).or_insert(place);
-            if *first != place {
-                twins.insert(place.max(*first).id);
-                *first = place.min(*first);
-            }
-        }
-    }
-    twins
 }
