@@ -20,9 +20,9 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("config", &["id", "error", "replica::batch"]),
     ("data_dir", &["id", "error", "config"]),
     ("wire", &["id", "replica"]),
-    ("history", &["id", "error", "metrics", "config", "wire", "replica", "aside"]),
     ("sim", &["id", "replica", "wire"]),
     ("aside", &["error"]),
+    ("history", &["id", "error", "metrics", "config", "wire", "replica", "aside"]),
     (
         "subscription",
         &["id", "error", "history", "replica::batch", "replica::clock", "replica::ranges", "replica::version"],
