@@ -227,33 +227,43 @@ pub fn next(socket: &mut WebSocket<UnixStream>) -> Option<Value> {
     }
 }
 
-/// Publishes `count` texts made by `text` over several connections, many at once; fails unless all are promised. Answers
-/// them, and how long it took.
+/// Publishes `count` texts in the lobby; see [`publish_each`].
 pub fn publish(node: &Hubless, count: usize, text: impl Fn(usize) -> String + Sync) -> (Vec<Said>, Duration) {
+    publish_each(node, count, |number| json!({ "text": text(number) }), Some)
+}
+
+/// Publishes `count` messages over several connections, many at once; fails unless all are promised. Answers what `keep`
+/// makes of them, and how long it took.
+pub fn publish_each<T: Send>(
+    node: &Hubless,
+    count: usize,
+    message: impl Fn(usize) -> Value + Sync,
+    keep: impl Fn(Said) -> Option<T> + Sync,
+) -> (Vec<T>, Duration) {
     const CONNECTIONS: usize = 8;
     const AT_ONCE: usize = 64;
     let started = Instant::now();
-    let text = &text;
     let part = |connection: usize| {
         let mut poster = Poster::new(node);
         let numbers: Vec<usize> = (connection..count).step_by(CONNECTIONS).collect();
-        let mut said = Vec::new();
+        let mut kept = Vec::new();
         for numbers in numbers.chunks(AT_ONCE) {
-            let texts: Vec<String> = numbers.iter().map(|number| text(*number)).collect();
-            let messages: Vec<Value> = texts.iter().map(|text| json!({ "text": text })).collect();
-            for (text, (status, answer)) in texts.into_iter().zip(poster.post_all(&messages).expect("answers")) {
+            let messages: Vec<Value> = numbers.iter().map(|number| message(*number)).collect();
+            let answers = poster.post_all(&messages).expect("answers");
+            for (message, (status, answer)) in messages.iter().zip(answers) {
                 assert_eq!(status, 201, "{answer}");
-                let last = Said { text, outcome: accepted(&answer) };
-                assert!(last.is_promised(), "{last:?}");
-                said.push(last);
+                let text = message["text"].as_str().expect("a text").to_string();
+                let said = Said { text, outcome: accepted(&answer) };
+                assert!(said.is_promised(), "{said:?}");
+                kept.extend(keep(said));
             }
         }
-        said
+        kept
     };
     let part = &part;
-    let said = std::thread::scope(|scope| {
+    let kept = std::thread::scope(|scope| {
         let parts: Vec<_> = (0..CONNECTIONS).map(|connection| scope.spawn(move || part(connection))).collect();
         parts.into_iter().flat_map(|part| part.join().expect("all are promised")).collect()
     });
-    (said, started.elapsed())
+    (kept, started.elapsed())
 }

@@ -73,10 +73,30 @@ impl Hubless {
         }
     }
 
+    /// How many messages it counts in each room.
+    pub fn rooms(&self) -> BTreeMap<String, u64> {
+        let rooms = self.get("/api/v1/rooms");
+        let room = |room: &Value| {
+            (room["room"].as_str().expect("a room").to_string(), room["messages"].as_u64().expect("a number"))
+        };
+        rooms.as_array().expect("an array").iter().map(room).collect()
+    }
+
     /// How many messages it counts.
     pub fn messages(&self) -> u64 {
-        let rooms = self.get("/api/v1/rooms");
-        rooms.as_array().expect("an array").iter().map(|room| room["messages"].as_u64().expect("a number")).sum()
+        self.rooms().values().sum()
+    }
+
+    /// A counter or gauge of its `/metrics`, by its name without `hubless_` and `_total`.
+    pub fn metric(&self, name: &str) -> u64 {
+        let text = self.get("/metrics");
+        let text = text.as_str().expect("text");
+        let value = |line: &str| {
+            let (key, value) = line.split_once(' ')?;
+            let key = key.strip_prefix("hubless_")?;
+            (key.strip_suffix("_total").unwrap_or(key) == name).then(|| value.parse().expect("a number"))
+        };
+        text.lines().find_map(value).unwrap_or_else(|| panic!("no {name} in /metrics"))
     }
 }
 

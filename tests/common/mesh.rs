@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::shim::{Entries, Shim};
-use super::{Home, Hubless, Place, eventually};
+use super::{Home, Hubless, Lan, Place, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -16,6 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Member {
     name: String,
     place: Place,
+    /// Where others reach it, if its ready file does not say.
+    address: Option<String>,
     home: Home,
     args: Vec<String>,
     env: Vec<(&'static str, OsString)>,
@@ -32,12 +34,14 @@ impl Member {
     /// The same in a home that is there.
     pub fn with_home(name: &str, home: Home) -> Member {
         let args = ["--listen", "127.0.0.1:0"].map(String::from).to_vec();
-        Member { name: name.into(), place: Place::Here, home, args, env: Vec::new(), shim: None, node: None }
+        let (place, name) = (Place::Here, name.into());
+        Member { name, place, address: None, home, args, env: Vec::new(), shim: None, node: None }
     }
 
     /// On a machine of a LAN, at the default port.
-    pub fn at(name: &str, place: Place) -> Member {
-        Member { place, args: Vec::new(), ..Member::new(name) }
+    pub fn at(name: &str, lan: &Lan, machine: usize) -> Member {
+        let (place, address) = (lan.place(machine), Some(lan.address(machine)));
+        Member { place, address, args: Vec::new(), ..Member::new(name) }
     }
 
     /// With further options.
@@ -89,6 +93,11 @@ impl Member {
         self.node = Some(Hubless::spawn_with(&self.place, &self.home, &args, &env));
     }
 
+    /// What another one dials to reach it.
+    pub fn seed(&self) -> String {
+        self.address.clone().unwrap_or_else(|| self.listen())
+    }
+
     /// Whether it has been started and not been ended.
     pub fn runs(&self) -> bool {
         self.node.is_some()
@@ -136,10 +145,15 @@ impl Mesh {
         self.0.iter().filter(|member| member.runs()).map(Deref::deref).collect()
     }
 
+    /// What a further member dials to reach those that run.
+    pub fn seeds(&self) -> Vec<String> {
+        self.0.iter().filter(|member| member.runs()).map(Member::seed).collect()
+    }
+
     /// Starts these, one after the other with all before as seeds, and waits until all are up to each other.
     pub fn start_again(&mut self, which: &[usize]) {
         for index in which {
-            let seeds: Vec<String> = self.running().iter().map(|node| node.listen()).collect();
+            let seeds = self.seeds();
             self.0[*index].spawn(&seeds);
         }
         self.all_up();
