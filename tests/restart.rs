@@ -225,7 +225,8 @@ fn an_unknown_cursor_is_malformed() {
 /// What `hubless run` in that folder says before it ends.
 fn refused(beside: &Hubless, folder: &Path) -> (Option<i32>, String) {
     let args = ["run", "--no-mdns", "--no-http", "--listen", "127.0.0.1:0", "--name", "late", "--data-dir"];
-    let mut command = Home::new().hubless(&Place::Here, &args);
+    let home = Home::new();
+    let mut command = home.hubless(&Place::Here, &args);
     let mut child = command.arg(folder).stderr(std::process::Stdio::piped()).spawn().expect("hubless starts");
     let status = common::eventually_some(secs(10), "it refuses", || {
         assert!(beside.is_running());

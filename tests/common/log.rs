@@ -214,12 +214,15 @@ impl Read for Answer {
             self.next_chunk()?;
         }
         let room = into.len().min(self.left);
+        if room == 0 {
+            return Ok(0); // To ask for nothing would wait for the next answer.
+        }
         let got = self.stream.read(&mut into[..room])?;
-        if got == 0 && room > 0 {
+        if got == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         self.left -= got;
-        if self.left == 0 && self.chunked && got > 0 {
+        if self.left == 0 && self.chunked {
             self.stream.read_line(&mut String::new())?;
         }
         Ok(got)
