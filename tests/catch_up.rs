@@ -152,7 +152,7 @@ fn missed_million_is_caught_up_while_the_author_goes_on() {
     elapse(secs(if soak::wanted() { 20 } else { 3 }));
     let (calm, quiet_ms) = (Snapshot::of(&mesh), live.round_trips_ms());
     let seeds = mesh.seeds();
-    let (returner, serving) = mesh.0.split_last_mut().map(|(last, rest)| (last, rest)).unwrap();
+    let (returner, serving) = mesh.0.split_last_mut().unwrap();
     returner.spawn(&seeds);
     returner.ready();
     let mut resident = calm.resident_bytes;

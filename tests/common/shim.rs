@@ -111,7 +111,7 @@ impl Shim {
                 fs::create_dir(&fresh).unwrap();
                 self.restore(&root, &fresh, &now);
                 empty(&self.root);
-                for (name, path, about) in super::shim::entries(&fresh) {
+                for (name, path, about) in self::entries(&fresh) {
                     copy_tree(&path, &self.root.join(name), about.is_dir());
                 }
                 fs::remove_dir_all(&fresh).unwrap();
@@ -119,14 +119,19 @@ impl Shim {
         }
     }
 
-    /// A file that was never synced is not there after.
+    /// A file that was never synced is empty if its folder was synced since, else it is not there after.
     fn forget_content(&self, folder: &Path) {
+        let folder_key = key(&fs::metadata(folder).unwrap());
+        let list = fs::read_to_string(self.disk().join(format!("d-{folder_key}"))).unwrap_or_default();
         for (_, path, about) in entries(folder) {
-            let synced = self.disk().join(format!("f-{}", key(&about)));
+            let key = key(&about);
+            let synced = self.disk().join(format!("f-{key}"));
             if about.is_dir() {
                 self.forget_content(&path);
             } else if about.is_file() && synced.exists() {
                 copy(&synced, &path);
+            } else if about.is_file() && list.lines().any(|line| line.split(' ').next() == Some(&key)) {
+                File::create(&path).unwrap();
             } else {
                 fs::remove_file(&path).unwrap();
             }

@@ -68,6 +68,8 @@ os.fsync(inside)
 sync_folder("folder")
 sync_folder(".")
 
+os.write(make("nothing of it"), b"neither it nor its folder was synced since")
+
 late = make("late.new")
 os.write(late, b"late")
 os.fsync(late)
