@@ -20,7 +20,7 @@ SUBSETS := mdns web cli sim mutants
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  SOAK=NAME make soak      only the part NAME"
+	@echo "  SOAK=NAME make soak      only the part NAME, or the tests whose names begin so"
 	@echo "  COUNT=N make sim         N seeds"
 	@echo "  Not root? unshare -rmn sh -c 'ip link set lo up; mount -t tmpfs none /run; make test'"
 
