@@ -17,7 +17,7 @@ use crate::replica::event::{Kept, OnDisk, Opened, Report, Span};
 use crate::replica::keys::{Namesakes, Place, Standing};
 
 /// How many batches one commit lets go of at most.
-pub(super) const EXPIRED_BATCHES_MAX: usize = 1000;
+const EXPIRED_BATCHES_MAX: usize = 1000;
 /// How many records one slice of retention looks at.
 const LOOKED_AT_MAX: usize = 4000;
 
@@ -251,21 +251,24 @@ impl Log {
         self.pending.sync = true;
     }
 
-    /// Lets go of the oldest batches of `run`, as many as one commit takes; answers whether more are left. Nothing else may
-    /// be pending.
-    pub fn expire(&mut self, run: Run) -> Result<bool, Fault> {
+    /// The newest entry stored of `run`.
+    pub fn stored_top(&self, run: Run) -> Seq {
+        self.origins.get(&run).map_or(Seq(0), |origin| origin.stored.top())
+    }
+
+    /// Lets go of the batches of `run` up to `through`, as many as one commit takes; answers whether more are left. Nothing
+    /// else may be pending.
+    pub fn expire(&mut self, run: Run, through: Seq) -> Result<bool, Fault> {
         let store = self.store.clone();
         let view = store.view();
         self.pending.expired.entry(run).or_default();
-        let mut count = 0;
-        for extent in view.extents(run, Seq(1), Seq(u64::MAX))? {
+        for (count, extent) in view.extents(run, Seq(1), through)?.enumerate() {
             if count == EXPIRED_BATCHES_MAX {
                 return Ok(true);
             }
-            count += 1;
-            let stamp = extent?.stamp;
-            self.let_go(&view.kept(&stamp)?)?;
+            self.let_go(&view.kept(&extent?.stamp)?)?;
         }
+        self.drop_numbers(&view)?;
         Ok(false)
     }
 

@@ -27,8 +27,8 @@ use crate::replica::event::Kept;
 
 /// Blocks of the log kept in memory.
 const CACHE_BYTES: u64 = 48 * 1024 * 1024;
-/// What is written and not yet sorted into a table; at most five of these are in memory.
-const MEMTABLE_BYTES: u64 = 16 * 1024 * 1024;
+/// What is written and not yet sorted into a table; at most five of these are in memory. Tests see tables earlier.
+const MEMTABLE_BYTES: u64 = if cfg!(test) { 128 * 1024 } else { 16 * 1024 * 1024 };
 /// Values from this length on stay where they were first written: sorting copies only where they are.
 const APART_BYTES_MIN: u32 = 4 * 1024;
 /// Says, beside the rows, which version they have, so that a newer one is known without opening it.
