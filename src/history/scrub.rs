@@ -27,8 +27,10 @@ const PAUSE: Duration = Duration::from_millis(3);
 pub(super) fn start(store: Arc<Store>, commands: Sender<Command>) -> Option<JoinHandle<()>> {
     let work = move || {
         let found = guarded(|| check(&store));
-        if let Err(Fault::Damaged(what)) = found {
-            let _ = commands.send(Command::Damaged(store.generation, what));
+        match found {
+            Ok(()) => store.set_checked(),
+            Err(Fault::Damaged(what)) => _ = commands.send(Command::Damaged(store.generation, what)),
+            Err(fault) => tracing::debug!("the history was not read to its end: {fault}"),
         }
     };
     std::thread::Builder::new().name("history-scrub".into()).spawn(work).ok()

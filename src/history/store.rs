@@ -64,6 +64,7 @@ pub(super) struct Store {
     /// Which opening of this process it is.
     pub generation: u64,
     closing: AtomicBool,
+    checked: AtomicBool,
 }
 
 /// The log as it was at one moment.
@@ -90,7 +91,14 @@ impl Store {
             if found > FORMAT_VERSION {
                 return Err(Fault::Newer(found));
             }
-            Ok(Store { database, rows, log, generation, closing: AtomicBool::new(false) })
+            Ok(Store {
+                database,
+                rows,
+                log,
+                generation,
+                closing: AtomicBool::new(false),
+                checked: AtomicBool::new(false),
+            })
         })?;
         if version.is_none() {
             write_format(folder)?;
@@ -98,12 +106,30 @@ impl Store {
         Ok(store)
     }
 
-    /// Opens what is left of a log that was moved aside, whatever it says of itself.
+    /// Opens what is left of a log that was moved aside, whatever it says of itself; without its journals if need be.
     pub fn open_damaged(folder: &Path) -> Result<Store, Fault> {
         fs::write(folder.join(FJALL_MARKER.0), FJALL_MARKER.1)?;
-        guarded(|| {
+        let open = || {
             let (database, rows) = open_fjall(folder)?;
-            Ok(Store { database, rows, log: 0, generation: 0, closing: AtomicBool::new(false) })
+            Ok(Store {
+                database,
+                rows,
+                log: 0,
+                generation: 0,
+                closing: AtomicBool::new(false),
+                checked: AtomicBool::new(false),
+            })
+        };
+        guarded(open).or_else(|_| {
+            for entry in fs::read_dir(folder)? {
+                let path = entry?.path();
+                if path.extension().is_some_and(|extension| extension == "jnl") {
+                    fs::rename(&path, path.with_extension("unread"))?;
+                    // fjall numbers its writes from what it finds only beside a journal, be it an empty one.
+                    File::create(&path)?;
+                }
+            }
+            guarded(open)
         })
     }
 
@@ -155,6 +181,15 @@ impl Store {
     /// Whoever reads at length looks here now and then.
     pub fn check_open(&self) -> Result<(), Fault> {
         if self.closing.load(Ordering::Relaxed) { Err(Fault::Closing) } else { Ok(()) }
+    }
+
+    /// It was read to its end and fits together.
+    pub fn set_checked(&self) {
+        self.checked.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_checked(&self) -> bool {
+        self.checked.load(Ordering::Relaxed)
     }
 
     /// Asks everybody who reads to end.

@@ -478,24 +478,30 @@ fn damage_of_any_kind_in_any_file_heals_unattended() {
             let (moved, came_back) = heal(folder.path(), &expected);
             noticed += usize::from(moved);
             found += came_back;
-            println!("{} {blow:?}: moved {moved}, {came_back} came back", file.display());
         }
     }
     assert!(noticed > names.len() && found > 10 * names.len(), "{noticed} noticed, {found} found");
 }
 
-/// Does what a core with peers would do until the log is whole; answers whether it was moved aside, and how many batches
-/// came back from there.
+/// Does what a core with peers would do until the log is whole: takes what is found, then lets peers send everything.
+/// Answers whether the log was moved aside, and how many batches came back from there.
 fn heal(folder: &Path, expected: &[Batch]) -> (bool, usize) {
     let deadline = Instant::now() + Duration::from_secs(30);
     let mut found = 0;
+    let mut peers_answer = false;
     loop {
         let mut desk = desk(folder);
-        expected.iter().for_each(|batch| desk.append(batch));
-        let mut there = false;
-        while !there {
+        let whole = |desk: &Desk| {
+            let there = desk.history.reader().export(None, usize::MAX).unwrap_or_default();
+            there.len() == expected.len() && there.iter().zip(expected).all(|(kept, batch)| kept.batch == *batch)
+        };
+        if peers_answer {
+            expected.iter().for_each(|batch| desk.append(batch));
+        }
+        let mut done = false;
+        while !(done && (whole(&desk) || !peers_answer)) {
             match desk.reports.try_recv() {
-                Ok(Report::Opened(_)) => expected.iter().for_each(|batch| desk.append(batch)),
+                Ok(Report::Opened(_)) if peers_answer => expected.iter().for_each(|batch| desk.append(batch)),
                 Ok(Report::Found(batches)) => {
                     found += batches.len();
                     batches.into_iter().for_each(|kept| desk.history.order(Order::Append(kept)));
@@ -504,21 +510,23 @@ fn heal(folder: &Path, expected: &[Batch]) -> (bool, usize) {
                 Err(_) => std::thread::yield_now(),
             }
             assert!(Instant::now() < deadline, "it does not heal");
-            let exported = desk.history.reader().export(None, usize::MAX).unwrap_or_default();
-            there = exported.len() == expected.len()
-                && exported.iter().zip(expected).all(|(kept, batch)| kept.batch == *batch);
-            // All that is moved aside has been looked through.
-            there &= (1..9).all(|number| {
-                let aside = folder.join(format!("history.damaged-{number}"));
-                !aside.exists() || std::fs::read(aside.join("imported")).is_ok_and(|mark| mark == b"done")
-            });
+            done = desk.history.is_checked() && all_looked_through(folder) && desk.reports.is_empty();
         }
         desk.history.close();
-        let store = Store::open(&folder.join("history"), 0).unwrap();
-        if scrub::check(&store).is_ok() {
-            return (folder.join("history.damaged-1").exists(), found);
+        if std::mem::replace(&mut peers_answer, true) {
+            break;
         }
     }
+    let store = Store::open(&folder.join("history"), 0).unwrap();
+    scrub::check(&store).unwrap();
+    (folder.join("history.damaged-1").exists(), found)
+}
+
+/// Whether nothing more is to be expected from what was moved aside.
+fn all_looked_through(folder: &Path) -> bool {
+    (1..9)
+        .map(|number| folder.join(format!("history.damaged-{number}")))
+        .all(|aside| !aside.exists() || std::fs::read(aside.join("imported")).is_ok_and(|mark| mark == b"done"))
 }
 
 #[test]
