@@ -165,6 +165,7 @@ impl History {
     }
 
     /// Whether the log that is open has been read once to its end and all of it fits together.
+    #[cfg(test)]
     pub fn is_checked(&self) -> bool {
         self.reader.is_checked()
     }

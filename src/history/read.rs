@@ -362,6 +362,7 @@ impl Reader {
         })
     }
 
+    #[cfg(test)]
     pub(super) fn is_checked(&self) -> bool {
         self.shared.current().is_some_and(|store| store.is_checked())
     }

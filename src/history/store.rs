@@ -3,7 +3,7 @@
 //! Owns how the folder is made (whole, or not at all), which errors mean damage and which will pass, and what a row that
 //! cannot be read means. Never decides what to write.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::ops::RangeBounds;
 use std::os::unix::fs::DirBuilderExt;
@@ -35,6 +35,8 @@ const APART_BYTES_MIN: u32 = 4 * 1024;
 const FORMAT_FILE: &str = "format";
 /// What fjall writes when a database is whole.
 const FJALL_MARKER: (&str, &[u8]) = ("version", b"FJL\x03");
+/// What fjall locks; it does not open a database that has lost it.
+const FJALL_LOCK: &str = "lock";
 
 /// Why the disk did not do what was asked.
 #[derive(Debug)]
@@ -188,6 +190,7 @@ impl Store {
         self.checked.store(true, Ordering::Relaxed);
     }
 
+    #[cfg(test)]
     pub fn is_checked(&self) -> bool {
         self.checked.load(Ordering::Relaxed)
     }
@@ -397,12 +400,19 @@ fn check_format(folder: &Path) -> Result<Option<u32>, Fault> {
     if let Some(newer) = version.filter(|version| *version > FORMAT_VERSION) {
         return Err(Fault::Newer(newer));
     }
-    match fs::read(folder.join(FJALL_MARKER.0)) {
-        Ok(marker) if marker == FJALL_MARKER.1 => Ok(version),
-        Ok(_) => Err(Fault::Damaged("the marker of the database does not read".into())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Fault::Damaged("there is no database".into())),
-        Err(error) => Err(error.into()),
+    let marker = match fs::read(folder.join(FJALL_MARKER.0)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        marker => marker?,
+    };
+    if marker != FJALL_MARKER.1 {
+        // Without the marker, fjall would begin a new database on top of this one.
+        if version.is_none() {
+            return Err(Fault::Damaged("nothing says what this folder is".into()));
+        }
+        fs::write(folder.join(FJALL_MARKER.0), FJALL_MARKER.1)?;
     }
+    OpenOptions::new().append(true).create(true).open(folder.join(FJALL_LOCK))?;
+    Ok(version)
 }
 
 impl Fault {

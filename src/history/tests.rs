@@ -7,6 +7,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::*;
 use crate::id::{EntryId, Epoch, Key, NodeId, Room};
+use crate::replica::clock::Hlc;
 use crate::replica::batch::{Author, Batch, Draft, Entry};
 use crate::replica::event::{Kept, Span};
 use crate::replica::keys::Place;
@@ -136,7 +137,6 @@ fn what_goes_in_comes_out_after_a_restart() {
     assert_eq!(streams[0].admitted, streams[0].stored);
     assert_eq!(streams[1].settled, RangeSet::of(Seq(2), Seq(4)));
     assert_eq!(streams[0].newest, batches[2].hlc());
-    assert_eq!(desk.history.before().run, Some(run(99)));
     let load = Load { to: run(3), span: span(run(1), 1, 9), bytes_max: 1 << 20 };
     desk.history.order(Order::Load(load));
     let Report::Loaded { batches: found, through, .. } = desk.next() else { panic!("not loaded") };
@@ -251,7 +251,7 @@ fn the_oldest_goes_when_there_is_too_much() {
     desk.history.order(Order::Expire(run(1)));
     assert!(matches!(desk.next(), Report::Expired { floor: Seq(10), .. }));
     assert_eq!((desk.texts(&Want::default(), 9).len(), desk.history.reader().rooms().unwrap().len()), (0, 0));
-    desk.history.order(Order::Forget(run(1)));
+    desk.history.order(Order::Forget { run: run(1), horizon: Hlc::default() });
     assert_eq!(desk.reopen().opened.streams, []);
 }
 

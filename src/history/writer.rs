@@ -44,6 +44,8 @@ pub(super) struct Writer {
     unsynced_since: Option<Instant>,
     /// Retention under way: with what, and from where it goes on.
     walk: Option<(Due, Option<Vec<u8>>)>,
+    /// Retention that begins when that is over.
+    walk_next: Option<Due>,
     /// Origins to be let go of, up to what was stored when that was ordered.
     expiring: Vec<(Run, Seq)>,
     answers: Vec<oneshot::Sender<Result<(), HistoryError>>>,
@@ -73,6 +75,7 @@ impl Writer {
             retry_at: None,
             unsynced_since: None,
             walk: None,
+            walk_next: None,
             expiring: Vec::new(),
             answers: Vec::new(),
             scrub: None,
@@ -129,7 +132,7 @@ impl Writer {
 
     /// Waits for a command, or until something is due.
     fn wait(&self, inbox: &Receiver<Command>) -> Result<Command, RecvTimeoutError> {
-        if self.walk.is_some() || !self.expiring.is_empty() {
+        if self.walk.is_some() || self.walk_next.is_some() || !self.expiring.is_empty() {
             return inbox.recv_timeout(Duration::ZERO);
         }
         match self.retry_at.or(self.unsynced_since.map(|since| since + SYNC_WITHIN)) {
@@ -187,9 +190,8 @@ impl Writer {
             Order::Expire(run) => self.expiring.push((run, log.stored_top(run))),
             Order::Retain { wall_ms } => {
                 let retain_ms = u64::from(self.options.retain_days) * 24 * 3600 * 1000;
-                let due = Due { wall_ms, retain_ms, retain_bytes: self.options.retain_bytes };
-                // What is under way goes on; it began a moment ago.
-                self.walk.get_or_insert((due, None));
+                let wall_ms = wall_ms.or(self.walk_next.and_then(|due| due.wall_ms));
+                self.walk_next = Some(Due { wall_ms, retain_ms, retain_bytes: self.options.retain_bytes });
             }
             Order::Load(_) => {}
         }
@@ -206,6 +208,7 @@ impl Writer {
             }
             return self.commit();
         }
+        self.walk = self.walk.take().or_else(|| Some((self.walk_next.take()?, None)));
         if let (Some(log), Some((due, from))) = (&mut self.log, self.walk.take()) {
             match guarded(|| log.retain(due, from)) {
                 Ok(Walked::On(from)) => self.walk = Some((due, Some(from))),
@@ -326,7 +329,7 @@ impl Writer {
     /// Lets go of the log, and waits until nobody has it any more: its workers write where the next one will be.
     fn close_log(&mut self) {
         let log = self.log.take();
-        self.walk = None;
+        (self.walk, self.walk_next) = (None, None);
         self.expiring.clear();
         self.unsynced_since = None;
         for answer in self.answers.drain(..) {
