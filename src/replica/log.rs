@@ -248,8 +248,9 @@ impl Replica {
 
     /// Gives local numbers to what can have them.
     pub(super) fn admit(&mut self, run: Run) {
+        let beyond_holes = self.bug(Mutant::HoleAdmitted);
         let Some(stream) = self.streams.get_mut(&run).filter(|_| self.log.is_there()) else { return };
-        for (first, last, late) in stream.admit() {
+        for (first, last, late) in stream.admit(beyond_holes) {
             self.outputs.push_back(Output::Log(Order::Admit { span: Span { run, first, last }, late }));
         }
     }

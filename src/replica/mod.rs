@@ -127,7 +127,9 @@ pub(crate) struct Audit<'a> {
     pub run: Run,
     pub seen: &'a ranges::RangeSet,
     pub have: &'a ranges::RangeSet,
+    pub taken: &'a ranges::RangeSet,
     pub stored: &'a ranges::RangeSet,
+    pub admitted: &'a ranges::RangeSet,
     pub settled: &'a ranges::RangeSet,
     pub owed: Seq,
     pub floor: Seq,
@@ -391,9 +393,22 @@ impl Replica {
     #[cfg(feature = "sim")]
     pub(crate) fn audit(&self) -> impl Iterator<Item = Audit<'_>> {
         self.streams.iter().map(|(run, stream)| {
-            let Stream { seen, have, stored, settled, owed, floor, .. } = stream;
-            Audit { run: *run, seen, have, stored, settled, owed: *owed, floor: *floor }
+            let Stream { seen, have, taken, stored, admitted, settled, owed, floor, .. } = stream;
+            Audit { run: *run, seen, have, taken, stored, admitted, settled, owed: *owed, floor: *floor }
         })
+    }
+
+    /// Whether a batch is here already or has been let go, for the simulator.
+    #[cfg(feature = "sim")]
+    pub(crate) fn has(&self, batch: &Batch) -> bool {
+        let stream = self.streams.get(&batch.origin());
+        stream.is_some_and(|stream| batch.last() <= stream.floor || stream.taken.covers(batch.first(), batch.last()))
+    }
+
+    /// Whether what `run` said at `hlc` is refused for its age, for the simulator.
+    #[cfg(feature = "sim")]
+    pub(crate) fn refuses(&self, now: Now, run: Run, hlc: Hlc) -> bool {
+        self.is_old(now, run, hlc)
     }
 
     /// Whether requests are out, for the simulator.
@@ -734,11 +749,15 @@ pub enum Mutant {
     SentAdvertised,
     /// What retention let go is taken again.
     ExpiredReadmitted,
+    /// Local numbers are given beyond a hole.
+    HoleAdmitted,
+    /// A node that comes back takes the epoch it had; planted in what starts the replica.
+    EpochReused,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 12] = [
+    pub const ALL: [Mutant; 14] = [
         Mutant::HoleSkippedSilently,
         Mutant::OldFrameAccepted,
         Mutant::DeadSourceForgotten,
@@ -751,6 +770,8 @@ impl Mutant {
         Mutant::AckBeforeSync,
         Mutant::SentAdvertised,
         Mutant::ExpiredReadmitted,
+        Mutant::HoleAdmitted,
+        Mutant::EpochReused,
     ];
 }
 

@@ -184,10 +184,13 @@ impl Stream {
     }
 
     /// What can have local numbers now: all before it is stored, lost or expired. Each stretch with whether it is late.
-    pub fn admit(&mut self) -> Vec<(Seq, Seq, bool)> {
+    pub fn admit(&mut self, beyond_holes: bool) -> Vec<(Seq, Seq, bool)> {
         let mut solid = self.stored.clone();
         solid.union(&self.settled);
         solid.insert(Seq(1), self.floor);
+        if beyond_holes {
+            solid.insert(Seq(1), solid.top());
+        }
         let Some((Seq(1), end)) = solid.iter().next() else { return Vec::new() };
         let mut fresh = Vec::new();
         for (first, last) in self.stored.iter().take_while(|(first, _)| *first <= end) {
