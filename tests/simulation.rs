@@ -90,7 +90,8 @@ fn the_invariants_hold_for_every_seed() {
         *sums.entry("seeds").or_default() += 1;
         *sums.entry("simulated_s").or_default() += report.simulated_ms / 1_000;
         for (name, count) in report.counts.list() {
-            *sums.entry(name).or_default() += count;
+            let sum = sums.entry(name).or_default();
+            *sum = sum.saturating_add(count);
         }
     }
     for (class, sums) in &classes {

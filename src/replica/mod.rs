@@ -62,6 +62,8 @@ pub struct Replica {
     runs: HashMap<RunHash, Run>,
     /// The newest time that was let go by any rule: what is over a day older, over and unknown is not taken again.
     horizon: Hlc,
+    /// Runs named by others that were refused: not asked about again for now.
+    unwelcome: BTreeSet<RunHash>,
     /// New runs of a node since a time.
     newcomers: BTreeMap<NodeId, (u32, Mono)>,
     window: Window,
@@ -177,6 +179,7 @@ impl Replica {
             streams: BTreeMap::new(),
             runs: HashMap::new(),
             horizon: Hlc::default(),
+            unwelcome: BTreeSet::new(),
             newcomers: BTreeMap::new(),
             window: Window::new(window_bytes_max),
             log: Log::new(now.mono),
@@ -527,6 +530,7 @@ impl Replica {
             self.counters.refused += 1;
             return;
         }
+        let logged = self.log.is_there();
         let Some(stream) = self.stream(now, origin) else { return };
         if origin == me && batch.last() > stream.sent {
             let id = EntryId { run: me, seq: batch.last() };
@@ -535,7 +539,7 @@ impl Replica {
         }
         let bytes = batch.bytes().len() as u64;
         let repaired = matches!(source, Source::Repair);
-        match stream.take(now.mono, batch.clone(), kept.arrived_ms, repaired) {
+        match stream.take(now.mono, kept.clone(), repaired, logged) {
             Taken::New => {}
             Taken::Anew => {
                 self.append(kept);
@@ -614,7 +618,7 @@ impl Replica {
         } else {
             self.waiting.remove(&origin);
         }
-        if origin != self.me && !stream.missing(self.limit(origin), self.log.is_there()).is_empty() {
+        if !stream.missing(self.limit(origin), self.log.is_there()).is_empty() {
             self.lacking.insert(origin);
             self.unplanned.insert(origin);
         } else {
@@ -671,7 +675,11 @@ impl Replica {
         let silent = self.bug(Mutant::HoleSkippedSilently);
         for origin in self.waiting.clone() {
             let Some(stream) = self.streams.get_mut(&origin) else { continue };
-            let mut steps = stream.give_up(now.mono, start, false);
+            let mut steps = Vec::new();
+            // One hole after the other, as many as were waited for long enough.
+            while stream.waiting_since.is_some_and(|since| since + stream::GAP_WAIT <= now.mono) {
+                steps.extend(stream.give_up(start));
+            }
             if silent {
                 steps.retain(|step| !matches!(step, Step::Gap(_)));
             }

@@ -321,10 +321,12 @@ impl Replica {
             let Some(stream) = self.streams.get(origin) else { continue };
             let own = self.peers.get(origin).filter(|peer| peer.status == Status::Up);
             let own_word = own.and_then(|peer| peer.holds.get(origin));
-            if own_word.is_none() && !self.is_over(now, *origin) {
+            if own_word.is_none() && *origin != self.me && !self.is_over(now, *origin) {
                 continue;
             }
             let floor = up().filter_map(|peer| Some(peer.holds.get(origin)?.floor)).max().unwrap_or_default();
+            // Nobody lets go of more than a running origin has said.
+            let floor = if own_word.is_some() { floor.min(stream.sent) } else { floor };
             // Only a hole is settled, and what was let go: a tail that nobody has just waits.
             let limit = stream.seen.top().max(floor);
             let mut nobody: RangeSet = stream.missing(limit, self.log.is_there()).into_iter().collect();
@@ -350,11 +352,11 @@ impl Replica {
             for (first, last) in settled.iter() {
                 let Some(stream) = self.streams.get_mut(&origin) else { continue };
                 let steps = stream.settle(first, last, start);
-                let missing = (last.0 + 1).saturating_sub(first.max(stream.owed).0);
+                let missing = last.0.saturating_add(1).saturating_sub(first.max(stream.owed).0);
                 self.settle_on_disk(Span { run: origin, first, last });
                 if missing > 0 {
                     let reason = if last <= floor { Missing::Expired } else { Missing::Lost };
-                    self.counters.missing += missing;
+                    self.counters.missing = self.counters.missing.saturating_add(missing);
                     self.outputs.push_back(super::Output::Notify(Notice::Gap { origin, missing, reason }));
                 }
                 self.outputs.extend(steps.into_iter().filter_map(|step| match step {

@@ -114,12 +114,12 @@ impl Given {
     pub fn notice(&mut self, notice: &Notice, counts: &mut Counts) {
         if let Notice::Gap { origin, missing, reason } = notice {
             let of = self.origins.entry(*origin).or_default();
-            of.told += missing;
+            of.told = of.told.saturating_add(*missing);
             if *reason == Missing::Late {
                 counts.gaps += 1;
             } else {
-                of.settled += missing;
-                counts.missing += missing;
+                of.settled = of.settled.saturating_add(*missing);
+                counts.missing = counts.missing.saturating_add(*missing);
             }
         }
     }

@@ -89,7 +89,12 @@ impl World {
                         self.claim(run, time)
                     })
                     .collect();
-                vec![Message::Digest(Digest { holdings, all: self.dice.chance(500), same: self.dice.draw() })]
+                vec![Message::Digest(Digest {
+                    holdings,
+                    all: self.dice.chance(500),
+                    same: self.dice.draw(),
+                    answers: 0,
+                })]
             }
             // What others have and have not, of runs that there are.
             7 | 8 => {
@@ -104,7 +109,7 @@ impl World {
                 };
                 let marks = holdings.iter().map(mark).collect();
                 let beat = Heartbeat { sent: Seq(self.dice.below(100)), marks, settled: 0, wall_ms: time.wall_ms() };
-                vec![Message::Heartbeat(beat), Message::Digest(Digest { holdings, all: false, same: 0 })]
+                vec![Message::Heartbeat(beat), Message::Digest(Digest { holdings, all: false, same: 0, answers: 0 })]
             }
             // Questions without end.
             9 => {

@@ -203,7 +203,7 @@ impl World {
         }
         // A queue holds so much, and the line takes so much in a millisecond: the rest is dropped.
         let bytes = frame.body.len();
-        if link.queued_bytes + bytes > self.plan.link_bytes_max {
+        if link.queued_bytes > 0 && link.queued_bytes + bytes > self.plan.link_bytes_max {
             self.counts.link_drops += 1;
             return;
         }

@@ -34,7 +34,9 @@ impl World {
                 }
             }
             Order::Admit { late, .. } => self.counts.lates += u64::from(*late),
-            Order::Settle(span) => self.counts.settled += span.last.0 - span.first.0 + 1,
+            Order::Settle(span) => {
+                self.counts.settled = self.counts.settled.saturating_add(span.last.0 - span.first.0 + 1)
+            }
             Order::Retain { .. } | Order::Expire(_) | Order::Forget { .. } => {}
         }
         let Some(disk) = &mut self.hosts[index].disk else { return Ok(()) };
