@@ -5,6 +5,7 @@
 //! with jitter.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::time::Duration;
 
 use super::batch::{Author, Batch, Draft};
@@ -30,6 +31,10 @@ const LOST_AFTER: Duration = Duration::from_secs(10);
 const REQUEST_SEQS_MAX: u64 = 16 * 1024;
 /// Bytes of batches in one repair message, unless one batch alone is larger.
 const REPAIR_BYTES_MAX: usize = 47 * 1024;
+/// Streams looked at in one go for what to ask.
+const PLANNED_MAX: usize = 64;
+/// And so soon the next ones are.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 const BACKOFF_MS_MIN: u64 = 100;
 const BACKOFF_MS_MAX: u64 = 2_000;
 
@@ -49,6 +54,10 @@ pub(crate) struct Repairs {
     pub flights: Vec<Flight>,
     /// Origins whose repair failed: how often, when to try again, and who failed last.
     backoff: BTreeMap<Run, (u32, Mono, Run)>,
+    /// The stream that was looked at last.
+    looked_at: Option<Run>,
+    /// When to look at the next ones, if nothing happens before.
+    look_at: Option<Mono>,
 }
 
 impl Repairs {
@@ -126,7 +135,8 @@ impl Repairs {
     /// The next deadline or retry after `now`.
     pub fn deadline(&self, now: Mono) -> Option<Mono> {
         let flights = self.flights.iter().map(|flight| flight.deadline);
-        flights.chain(self.backoff.values().map(|(_, at, _)| *at).filter(|at| *at > now)).min()
+        let backoff = self.backoff.values().map(|(_, at, _)| *at);
+        flights.chain(backoff.chain(self.look_at).filter(|at| *at > now)).min()
     }
 }
 
@@ -215,8 +225,12 @@ impl Replica {
     pub(super) fn plan(&mut self, now: Now) {
         let mut later = Vec::new();
         let mut free = self.may_ask();
-        while let Some(origin) = self.unplanned.first().copied().filter(|_| free) {
+        // Somebody may claim to hold thousands of streams: their turn comes, but not with each message.
+        let mut looked = 0;
+        while let Some(origin) = self.next_unplanned().filter(|_| free && looked < PLANNED_MAX) {
             self.unplanned.remove(&origin);
+            self.repairs.looked_at = Some(origin);
+            looked += 1;
             if self.repairs.not_before(origin, now.mono).is_some() {
                 later.push(origin);
                 continue;
@@ -250,7 +264,16 @@ impl Replica {
                 later.push(origin);
             }
         }
+        if free && self.repairs.flights.is_empty() && !self.unplanned.is_empty() {
+            self.repairs.look_at = Some(now.mono + LOOK_AGAIN);
+        }
         self.unplanned.extend(later);
+    }
+
+    /// The stream whose turn it is.
+    fn next_unplanned(&self) -> Option<Run> {
+        let after = self.repairs.looked_at.map_or(Bound::Unbounded, Bound::Excluded);
+        self.unplanned.range((after, Bound::Unbounded)).next().or(self.unplanned.first()).copied()
     }
 
     /// Whether there is anybody to ask.

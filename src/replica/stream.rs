@@ -280,6 +280,8 @@ impl Stream {
                 steps.push(Step::Deliver(batch, timing));
             } else if let Some((_, last)) =
                 self.settled.iter().find(|(first, last)| (*first..=*last).contains(&self.next))
+                // Somebody may have made us believe that there is no end.
+                && self.next < Seq(u64::MAX)
             {
                 self.next = last.next();
             } else {

@@ -80,7 +80,7 @@ impl World {
             }
             // A crowd of runs.
             6 => {
-                let holdings = (0..200)
+                let holdings = (0..40)
                     .map(|_| {
                         let mut node = [MARK; 32];
                         node[..8].copy_from_slice(&self.dice.draw().to_le_bytes());

@@ -209,7 +209,7 @@ impl Plan {
             }
             Class::Hostile => {
                 plan.hostiles = dice.range(1, 2) as usize;
-                plan.lies = dice.range(20, 120);
+                plan.lies = dice.range(10, 60);
                 plan.crashes = dice.below(2);
                 plan.window_bytes = [plan.window_bytes, 60_000][dice.below(2) as usize];
             }
