@@ -57,6 +57,9 @@ pub(super) enum Fault {
     Closing,
 }
 
+/// Where the database keeps what it writes beside its journals.
+const KEYSPACES_FOLDER: &str = "keyspaces";
+
 /// A log that is open.
 pub(super) struct Store {
     database: Database,
@@ -104,6 +107,10 @@ impl Store {
         })?;
         if version.is_none() {
             write_format(folder)?;
+        }
+        // The database does not sync the folders in which it makes its own: a power cut would take them.
+        for path in folder.ancestors().take(2).chain([&*folder.join(KEYSPACES_FOLDER)]) {
+            File::open(path)?.sync_all()?;
         }
         Ok(store)
     }

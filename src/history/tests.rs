@@ -7,8 +7,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::*;
 use crate::id::{EntryId, Epoch, Key, NodeId, Room};
-use crate::replica::clock::Hlc;
 use crate::replica::batch::{Author, Batch, Draft, Entry};
+use crate::replica::clock::Hlc;
 use crate::replica::event::{Kept, Span};
 use crate::replica::keys::Place;
 use crate::replica::ranges::RangeSet;
