@@ -27,8 +27,10 @@ use crate::replica::event::Kept;
 
 /// Blocks of the log kept in memory.
 const CACHE_BYTES: u64 = 48 * 1024 * 1024;
-/// What is written and not yet sorted into a table; at most five of these are in memory. Tests see tables earlier.
+/// What is written and not yet sorted into a table; four of these are in memory at most. Tests see tables earlier.
 const MEMTABLE_BYTES: u64 = if cfg!(test) { 128 * 1024 } else { 16 * 1024 * 1024 };
+/// How many of them may wait to be sorted.
+const MEMTABLES_WAITING_MAX: usize = 3;
 /// Values from this length on stay where they were first written: sorting copies only where they are.
 const APART_BYTES_MIN: u32 = 4 * 1024;
 /// Says, beside the rows, which version they have, so that a newer one is known without opening it.
@@ -169,7 +171,7 @@ impl Store {
     /// fjall waits for its own workers inside a commit, for ever if they have died of an error; so it is waited for here,
     /// where that is noticed.
     fn wait_for_room(&self) -> Result<(), Fault> {
-        while self.rows.sealed_memtable_count() >= 3 || self.rows.tree.l0_run_count() >= 18 {
+        while self.rows.sealed_memtable_count() >= MEMTABLES_WAITING_MAX || self.rows.tree.l0_run_count() >= 18 {
             self.database.persist(PersistMode::Buffer).map_err(|error| Fault::from(error).of_writing())?;
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -253,10 +255,15 @@ impl View<'_> {
         first: Seq,
         last: Seq,
     ) -> Result<impl Iterator<Item = Result<Extent, Fault>>, Fault> {
-        // The one that holds `first` may begin before it.
-        let before = self.rows(rows::run_key(table::SEQ, run)..=rows::seq_key(run, first)).next_back();
-        let before = before.transpose()?.map(|(key, value)| read_extent(&key, &value)).transpose()?;
-        let start = before.filter(|extent| extent.last() >= first).map_or(first, |extent| extent.stamp.first);
+        // The one that holds `first` may begin before it; mostly it does not, and then nothing is searched backwards,
+        // where an origin may have left the traces of much that has gone.
+        let start = if self.has(&rows::seq_key(run, first))? {
+            first
+        } else {
+            let before = self.rows(rows::run_key(table::SEQ, run)..=rows::seq_key(run, first)).next_back();
+            let before = before.transpose()?.map(|(key, value)| read_extent(&key, &value)).transpose()?;
+            before.filter(|extent| extent.last() >= first).map_or(first, |extent| extent.stamp.first)
+        };
         let range = rows::seq_key(run, start)..=rows::seq_key(run, last.max(start));
         let wanted = first <= last;
         Ok(self.rows(range).take_while(move |_| wanted).map(|row| {
