@@ -261,7 +261,6 @@ impl Replica {
     pub(super) fn settle_on_disk(&mut self, span: Span) {
         if self.log.is_open() {
             self.outputs.push_back(Output::Log(Order::Settle(span)));
-            self.admit(span.run);
         }
     }
 
