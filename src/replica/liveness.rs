@@ -77,7 +77,7 @@ pub struct Peer {
     pub(crate) compared: Option<Box<[u64; BUCKETS]>>,
     /// When it was last told all that we hold.
     pub(crate) answered_at: Option<Mono>,
-    /// How far its clock is ahead of ours.
+    /// How far its clock is ahead of our monotonic one.
     pub(crate) offset_ms: Option<i64>,
 }
 

@@ -37,7 +37,7 @@ pub(crate) struct Log {
     /// It was at least so late at this moment, whatever the machine's clock shows. The machine's clock may be set at any
     /// time, so this is a time that runs on by itself, not something to add to that clock.
     at_least: (u64, Mono),
-    /// How far the median of the peers is ahead of the machine's clock.
+    /// How far the median of the peers' clocks is ahead of our monotonic one: the other may be set at any time.
     offset_ms: Option<i64>,
 }
 
@@ -106,7 +106,7 @@ impl Log {
         if self.offset_ms.is_none() && now.wall_ms < BUILD_MS {
             return false;
         }
-        let peers = now.wall_ms.saturating_add_signed(self.offset_ms.unwrap_or(0));
+        let peers = self.median_ms(now).unwrap_or(0);
         hlc.wall_ms() > self.time(now).wall_ms.max(peers).saturating_add(AHEAD_MS_REFUSED)
     }
 
@@ -118,8 +118,13 @@ impl Log {
         if now.wall_ms + DAY_MS < self.last_life.wall_ms() {
             return Some(ClockDoubt::BehindLastLife);
         }
-        let offset = self.offset_ms.filter(|offset| offset.unsigned_abs() > AHEAD_MS_MAX)?;
-        Some(ClockDoubt::OffMedian(offset))
+        let offset = self.median_ms(now)?.cast_signed().wrapping_sub(now.wall_ms.cast_signed());
+        (offset.unsigned_abs() > AHEAD_MS_MAX).then_some(ClockDoubt::OffMedian(offset))
+    }
+
+    /// What time it is by the median of the peers.
+    fn median_ms(&self, now: Now) -> Option<u64> {
+        self.offset_ms.map(|offset| now.mono.0.saturating_add_signed(offset))
     }
 }
 
@@ -287,7 +292,6 @@ impl Replica {
     pub(super) fn settle_on_disk(&mut self, span: Span) {
         if self.log.is_open() {
             self.outputs.push_back(Output::Log(Order::Settle(span)));
-            self.admit(span.run);
         }
     }
 
@@ -375,7 +379,7 @@ impl Replica {
     /// A peer says what time it is.
     pub(super) fn hear_time(&mut self, now: Now, from: Run, wall_ms: u64) {
         let Some(peer) = self.peers.get_mut(&from) else { return };
-        peer.offset_ms = Some(wall_ms.cast_signed().wrapping_sub(now.wall_ms.cast_signed()));
+        peer.offset_ms = Some(wall_ms.cast_signed().wrapping_sub(now.mono.0.cast_signed()));
         let mut offsets: Vec<i64> =
             self.peers.values().filter(|peer| peer.live).filter_map(|peer| peer.offset_ms).collect();
         offsets.sort_unstable();
@@ -383,9 +387,9 @@ impl Replica {
         self.log.offset_ms = median;
         // One peer alone may be the one that is wrong, unless we know that we are.
         let young = now.mono - self.log.born < YOUNG && offsets.len() > 1;
-        let behind = median.and_then(|offset| u64::try_from(offset).ok()).filter(|offset| *offset > AHEAD_MS_MAX);
-        if let Some(behind) = behind.filter(|_| young || now.wall_ms < BUILD_MS) {
-            self.raise(now, now.wall_ms.saturating_add(behind));
+        let late = |peers: &u64| *peers > now.wall_ms.saturating_add(AHEAD_MS_MAX);
+        if let Some(peers) = self.log.median_ms(now).filter(late).filter(|_| young || now.wall_ms < BUILD_MS) {
+            self.raise(now, peers);
         }
     }
 

@@ -28,11 +28,12 @@ use std::time::Duration;
 use crate::id::{EntryId, Epoch, Key, NodeId, Run, RunHash, Seq};
 use batch::{Author, Batch, Draft};
 use clock::{Clock, Hlc, Mono, Now};
-use event::{Input, Kept, Missing, Notice, Opened, Output, Timing, To};
+use event::{Input, Kept, Missing, Notice, Opened, Output, Span, Timing, To};
 use liveness::{Holds, Peer, Status};
 use log::Log;
 use message::Message;
 use repair::Repairs;
+pub use stream::RANGES_MAX;
 use stream::{Step, Stream, Taken};
 use version::Cursor;
 use window::Window;
@@ -427,6 +428,16 @@ impl Replica {
         (self.streams.len(), self.peers.len(), self.repairs.flights.len(), self.window.bytes())
     }
 
+    /// The most ranges that a stream is remembered with, for the simulator.
+    #[cfg(feature = "sim")]
+    pub(crate) fn ranges(&self) -> usize {
+        let most = |stream: &Stream| {
+            let Stream { seen, have, taken, stored, admitted, settled, .. } = stream;
+            [seen, have, taken, stored, admitted, settled].map(ranges::RangeSet::ranges_len).into_iter().max()
+        };
+        self.streams.values().filter_map(most).max().unwrap_or(0)
+    }
+
     fn compare(&self, id: EntryId, draft: &Draft) -> KnownKey {
         let batch = self.streams.get(&id.run).and_then(|stream| stream.batches(id.seq, id.seq).next());
         let entry = batch.and_then(|batch| batch.entries().flatten().find(|entry| entry.id == id));
@@ -556,7 +567,23 @@ impl Replica {
                 return;
             }
             Taken::Conflict => {
+                let contradicted = stream.contradict(batch.first(), batch.last());
                 self.counters.conflicts += 1;
+                for (first, last) in contradicted {
+                    self.settle(Span { run: origin, first, last }, Missing::Lost);
+                }
+                self.admit(origin);
+                self.look_for_holes(origin);
+                return;
+            }
+            Taken::Torn => {
+                // With nothing left to be filled, what there is makes room.
+                let top = stream.seen.top();
+                let full = stream.missing(top, logged).is_empty();
+                self.counters.refused += 1;
+                if full {
+                    self.let_go(now, origin, top);
+                }
                 return;
             }
         }
@@ -582,6 +609,21 @@ impl Replica {
                 break;
             }
             self.evict(now, run, first);
+        }
+    }
+
+    /// Lets go of a stream with more holes than can be remembered, up to `top`; the holes were reported before.
+    fn let_go(&mut self, now: Now, run: Run, top: Seq) {
+        if self.log.is_there() {
+            return self.expire_all(run);
+        }
+        let Some(stream) = self.streams.get_mut(&run) else { return };
+        let gone: Vec<Seq> = stream.batches(Seq(1), top).map(Batch::first).collect();
+        for first in gone {
+            self.evict(now, run, first);
+        }
+        if let Some(stream) = self.streams.get_mut(&run) {
+            stream.expire(now.mono, top);
         }
     }
 
@@ -650,9 +692,12 @@ impl Replica {
                 let jitter = self.draw();
                 self.repairs.give_up(now.mono, None, jitter);
             }
+            // Once a second all that is lacking is looked at again.
+            if self.regular_at <= now.mono {
+                self.unplanned.clone_from(&self.lacking);
+            }
             self.speak(now);
             self.retain(now);
-            self.unplanned.clone_from(&self.lacking);
         }
         self.plan(now);
         self.deadline = self.next_deadline(now);

@@ -243,8 +243,17 @@ impl Replica {
             if missing.is_empty() {
                 self.lacking.remove(&origin);
             }
-            let mut wanting = false;
-            for (first, last) in missing {
+            let mut offered = RangeSet::new();
+            for (run, peer) in &self.peers {
+                if let Some(holds) = peer.holds.get(&origin).filter(|_| self.is_free(*run, peer)) {
+                    offered.union(&holds.held);
+                }
+            }
+            let mut wanting = missing.iter().any(|(first, last)| !offered.touches(*first, *last));
+            for (first, last) in missing.into_iter().filter(|(first, last)| offered.touches(*first, *last)) {
+                if !free {
+                    break;
+                }
                 let mut from = first;
                 while let Some((first, last)) = self.repairs.unasked(origin, from, last).filter(|_| free) {
                     let Some((source, first, last)) = self.choose(origin, first, last) else {
@@ -359,7 +368,6 @@ impl Replica {
             lost.push((*origin, nobody, floor));
         }
         for (origin, nobody, floor) in lost {
-            let start = self.start;
             let Some(stream) = self.streams.get_mut(&origin) else { continue };
             // What is settled was with nobody all the time, not only now.
             let (since, always) = &mut stream.lost;
@@ -373,21 +381,28 @@ impl Replica {
             }
             let settled = std::mem::take(always);
             for (first, last) in settled.iter() {
-                let Some(stream) = self.streams.get_mut(&origin) else { continue };
-                let steps = stream.settle(first, last, start);
-                let missing = last.0.saturating_add(1).saturating_sub(first.max(stream.owed).0);
-                self.settle_on_disk(Span { run: origin, first, last });
-                if missing > 0 {
-                    let reason = if last <= floor { Missing::Expired } else { Missing::Lost };
-                    self.counters.missing = self.counters.missing.saturating_add(missing);
-                    self.outputs.push_back(super::Output::Notify(Notice::Gap { origin, missing, reason }));
-                }
-                self.outputs.extend(steps.into_iter().filter_map(|step| match step {
-                    super::Step::Deliver(batch, how) => Some(super::Output::Deliver { batch, how }),
-                    super::Step::Gap(_) => None,
-                }));
+                let reason = if last <= floor { Missing::Expired } else { Missing::Lost };
+                self.settle(Span { run: origin, first, last }, reason);
             }
+            self.admit(origin);
             self.look_for_holes(origin);
         }
+    }
+    /// Declares a hole missing for good, and tells of what readers were owed of it.
+    pub(super) fn settle(&mut self, span: Span, reason: Missing) {
+        let Span { run: origin, first, last } = span;
+        let start = self.start;
+        let Some(stream) = self.streams.get_mut(&origin) else { return };
+        let steps = stream.settle(first, last, start);
+        let missing = last.0.saturating_add(1).saturating_sub(first.max(stream.owed).0);
+        self.settle_on_disk(span);
+        if missing > 0 {
+            self.counters.missing = self.counters.missing.saturating_add(missing);
+            self.outputs.push_back(super::Output::Notify(Notice::Gap { origin, missing, reason }));
+        }
+        self.outputs.extend(steps.into_iter().filter_map(|step| match step {
+            super::Step::Deliver(batch, how) => Some(super::Output::Deliver { batch, how }),
+            super::Step::Gap(_) => None,
+        }));
     }
 }

@@ -203,7 +203,7 @@ impl Replica {
             stream.top = stream.top.max(top);
             // What was settled as missing and turned up after all is asked for again.
             for (first, last) in holds.held.iter() {
-                stream.settled.remove(first, last);
+                stream.unsettle(first, last);
             }
         }
         if let Some(peer) = self.peers.get_mut(&from).filter(|peer| peer.live) {

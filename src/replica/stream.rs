@@ -12,6 +12,8 @@ use super::event::{Kept, OnDisk, Timing};
 use super::ranges::RangeSet;
 use crate::id::{RunHash, Seq};
 
+/// Ranges of what was seen of one stream. Beyond, only what fills a hole or goes on where something ends is taken.
+pub const RANGES_MAX: usize = 1024;
 /// How long a live reader waits for what is missing before it is told of a gap.
 pub(crate) const GAP_WAIT: Duration = Duration::from_millis(500);
 
@@ -34,6 +36,8 @@ pub(crate) struct Stream {
     pub floor: Seq,
     /// What is missing for good and was reported.
     pub settled: RangeSet,
+    /// What of it only came in a batch that contradicts what is held: not asked for again. The first body stays.
+    pub contradicted: RangeSet,
     /// The first seq not yet delivered in order.
     pub next: Seq,
     /// Since when something behind `next` waits for it.
@@ -79,6 +83,8 @@ pub(crate) enum Taken {
     Anew,
     /// All of it was seen before.
     Again,
+    /// One more hole is too much for this stream: it is taken when others are filled.
+    Torn,
     /// It contradicts what was seen: other borders, or another body.
     Conflict,
 }
@@ -102,6 +108,7 @@ impl Stream {
             admitted: RangeSet::new(),
             floor: Seq(0),
             settled: RangeSet::new(),
+            contradicted: RangeSet::new(),
             next: Seq(1),
             waiting_since: None,
             sent: Seq(0),
@@ -162,6 +169,11 @@ impl Stream {
                 return if same { Taken::Again } else { Taken::Conflict };
             }
         }
+        let alone = |set: &RangeSet| !set.touches(Seq(first.0 - 1), last.next());
+        let full = |set: &RangeSet| set.ranges_len() >= RANGES_MAX && alone(set);
+        if full(&self.seen) || full(&self.taken) {
+            return Taken::Torn;
+        }
         self.taken.insert(first, last);
         self.settled.remove(first, last);
         self.changed_at = now;
@@ -176,6 +188,26 @@ impl Stream {
         Taken::New
     }
 
+    /// A batch of `first..=last` contradicts what is held; answers what of it cannot be had any more.
+    pub fn contradict(&mut self, first: Seq, last: Seq) -> Vec<(Seq, Seq)> {
+        if self.contradicted.ranges_len() >= RANGES_MAX {
+            return Vec::new();
+        }
+        let missing = self.seen.missing(first.max(self.floor.next()), last);
+        let missing: Vec<_> = missing.into_iter().flat_map(|(a, b)| self.settled.missing(a, b)).collect();
+        for (first, last) in &missing {
+            self.contradicted.insert(*first, *last);
+        }
+        missing
+    }
+
+    /// Somebody holds these: what was settled of them is asked for again, unless it would contradict what is held.
+    pub fn unsettle(&mut self, first: Seq, last: Seq) {
+        for (first, last) in self.contradicted.missing(first, last) {
+            self.settled.remove(first, last);
+        }
+    }
+
     /// `first..=last` is on disk now.
     pub fn store(&mut self, now: Mono, first: Seq, last: Seq) {
         if last > self.floor {
@@ -187,13 +219,15 @@ impl Stream {
 
     /// What can have local numbers now: all before it is stored, lost or expired. Each stretch with whether it is late.
     pub fn admit(&mut self, beyond_holes: bool) -> Vec<(Seq, Seq, bool)> {
-        let mut solid = self.stored.clone();
-        solid.union(&self.settled);
-        solid.insert(Seq(1), self.floor);
-        if beyond_holes {
-            solid.insert(Seq(1), solid.top());
+        let mut end = if beyond_holes { self.stored.top() } else { self.floor };
+        // Walks both sets at once, as each may have many ranges.
+        let (mut stored, mut settled) = (self.stored.iter().peekable(), self.settled.iter().peekable());
+        loop {
+            let further = |range: &(Seq, Seq)| range.0 <= end.next();
+            let next = stored.next_if(further).or_else(|| settled.next_if(further));
+            let Some((_, last)) = next else { break };
+            end = end.max(last);
         }
-        let Some((Seq(1), end)) = solid.iter().next() else { return Vec::new() };
         let mut fresh = Vec::new();
         for (first, last) in self.stored.iter().take_while(|(first, _)| *first <= end) {
             let late = |(first, last): (Seq, Seq)| (first, last, first < self.admitted.top());
@@ -215,6 +249,7 @@ impl Stream {
             self.changed_at = now;
         }
         self.floor = self.floor.max(floor);
+        self.seen.insert(Seq(1), floor);
         for set in [&mut self.stored, &mut self.taken, &mut self.admitted, &mut self.settled] {
             set.remove(Seq(0), floor);
         }

@@ -148,9 +148,9 @@ impl Given {
     }
 
     /// What of `seen` was neither delivered nor found on disk.
-    pub fn undelivered(&self, run: Run, seen: &RangeSet) -> RangeSet {
+    pub fn undelivered(&self, run: Run, seen: &RangeSet, floor: Seq) -> RangeSet {
         let Some(of) = self.origins.get(&run) else { return seen.clone() };
-        seen.without(&of.delivered).without(&of.found)
+        seen.without(&of.delivered).without(&of.found).without(&RangeSet::of(Seq(0), floor))
     }
 
     /// How many entries were delivered.

@@ -207,10 +207,6 @@ impl Rows {
         self.streams.values().flat_map(|row| row.batches.values())
     }
 
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
     /// A part of it, as it may be left when much of it is damaged, and the rest.
     fn damaged(&self, dice: &mut Dice) -> (Rows, Vec<Kept>) {
         let mut left = Rows::default();

@@ -10,7 +10,7 @@ use crate::id::{EntryId, NodeId, Run, Seq};
 use crate::replica::liveness::Status;
 use crate::replica::ranges::RangeSet;
 use crate::replica::repair::REQUEST_BYTES_MAX;
-use crate::replica::{Audit, Replica};
+use crate::replica::{Audit, RANGES_MAX, Replica};
 
 /// What a life may be sent twice in repairs besides a fifth of what it missed.
 const TWICE_BYTES_ALLOWED: u64 = 256 * 1024;
@@ -70,10 +70,13 @@ impl World {
                 if told < unsettled {
                     return say(&format!("misses {unsettled} for good and told of {told}"), &RangeSet::new());
                 }
-                let undelivered = given.undelivered(*run, audit.seen);
+                let undelivered = given.undelivered(*run, audit.seen, audit.floor);
                 if !undelivered.is_empty() {
                     return say("has seen and not delivered", &undelivered);
                 }
+            }
+            if replica.ranges() > RANGES_MAX + 1 {
+                return Err(format!("{host} remembers {} ranges of one stream", replica.ranges()));
             }
             if replica.is_repairing() {
                 return Err(format!("{host} still repairs"));

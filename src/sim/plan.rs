@@ -136,6 +136,7 @@ impl Plan {
             }
             Class::SmallWindow => {
                 plan.window_bytes = dice.range(2_000, 60_000) as usize;
+                plan.disks = [0, plan.disks][dice.below(2) as usize];
                 plan.bursts *= 2;
                 plan.burst_max = plan.burst_max.max(5);
                 plan.partitions = dice.below(3);
@@ -209,7 +210,7 @@ impl Plan {
             }
             Class::Hostile => {
                 plan.hostiles = dice.range(1, 2) as usize;
-                plan.lies = dice.range(10, 60);
+                plan.lies = dice.range(5, 25);
                 plan.crashes = dice.below(2);
                 plan.window_bytes = [plan.window_bytes, 60_000][dice.below(2) as usize];
             }

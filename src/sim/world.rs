@@ -285,17 +285,7 @@ impl World {
             self.play_until(self.now + 1_000)?;
             match self.converged() {
                 Ok(()) => break,
-                Err(what) if self.now >= peace + PEACE_MS_MAX => {
-                    if std::env::var("DBG").is_ok() {
-                        for (h, r, _) in self.alive() {
-                            eprintln!("{h}: me {:?} {:?} skew {}", r.me(), r.counters(), self.hosts[h].skew_ms);
-                            for (run, p) in r.peers() {
-                                eprintln!("   {run:?} {p:?}");
-                            }
-                        }
-                    }
-                    return Err(format!("no end: {what}"));
-                }
+                Err(what) if self.now >= peace + PEACE_MS_MAX => return Err(format!("no end: {what}")),
                 Err(_) => {}
             }
         }
