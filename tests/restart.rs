@@ -196,7 +196,7 @@ fn a_folder_in_use_is_refused_and_its_process_named() {
     let owner = &mesh.0[0];
     let folder = owner.data_dir();
     let (status, stderr) = refused(owner, &folder);
-    assert_eq!(status, Some(1), "{stderr}");
+    assert_eq!(status, Some(2), "{stderr}");
     assert!(stderr.contains("error: ") && stderr.contains(&owner.pid().to_string()), "{stderr}");
     assert!(Poster::new(owner).say("unharmed").is_promised());
 }

@@ -4,7 +4,7 @@
 //! does it. Also makes a log that failed fit to be opened again.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -47,6 +47,18 @@ impl Salvage {
         self.stop.store(true, Ordering::Relaxed);
         let _ = self.thread.join();
     }
+}
+
+/// Whether the disk on which `folder` is takes what is written to it.
+pub(super) fn takes_writes(folder: &Path) -> bool {
+    let path = beside(folder, "probe");
+    let written = File::create(&path).and_then(|mut file| {
+        file.write_all(&[7; 4096])?;
+        file.sync_all()
+    });
+    // What could not be made needs not go.
+    let _ = fs::remove_file(&path);
+    written.is_ok()
 }
 
 /// Moves a damaged history out of the way, and deletes the oldest ones that were moved before.

@@ -45,6 +45,8 @@ const FJALL_LOCK: &str = "lock";
 pub(super) enum Fault {
     /// What is there contradicts itself, or is not there.
     Damaged(String),
+    /// The disk says that it cannot give it: damage of the medium, or a disk that fails for a while.
+    Unreadable(String),
     /// No space is left.
     Full(String),
     /// It may work later.
@@ -433,7 +435,7 @@ impl Fault {
     /// Whatever fails in writing is no damage: the disk may take it later.
     pub fn of_writing(self) -> Fault {
         match self {
-            Fault::Damaged(what) => Fault::Failing(what),
+            Fault::Damaged(what) | Fault::Unreadable(what) => Fault::Failing(what),
             Fault::Denied(error) => Fault::Failing(error.to_string()),
             other => other,
         }
@@ -448,7 +450,9 @@ impl Fault {
             }
             Fault::Locked => StartError::Locked { path, pid: 0 },
             Fault::Newer(found) => StartError::NewerHistory { path, found: *found, known: FORMAT_VERSION },
-            Fault::Damaged(_) | Fault::Full(_) | Fault::Failing(_) | Fault::Closing => return None,
+            Fault::Damaged(_) | Fault::Unreadable(_) | Fault::Full(_) | Fault::Failing(_) | Fault::Closing => {
+                return None;
+            }
         })
     }
 }
@@ -462,6 +466,8 @@ impl From<io::Error> for Fault {
             StorageFull | QuotaExceeded | FileTooLarge => Fault::Full(error.to_string()),
             PermissionDenied | ReadOnlyFilesystem => Fault::Denied(error),
             OutOfMemory => Fault::Failing(error.to_string()),
+            // EIO on Linux and macOS.
+            _ if error.raw_os_error() == Some(5) => Fault::Unreadable(error.to_string()),
             // ENFILE and EMFILE on Linux and macOS: no more files may be open.
             _ if matches!(error.raw_os_error(), Some(23 | 24)) => Fault::Failing(error.to_string()),
             _ => Fault::Damaged(error.to_string()),
@@ -484,7 +490,7 @@ impl From<Fault> for HistoryError {
     fn from(fault: Fault) -> HistoryError {
         match fault {
             Fault::Damaged(what) => HistoryError::Damaged(what),
-            Fault::Full(what) | Fault::Failing(what) => HistoryError::Read(what),
+            Fault::Unreadable(what) | Fault::Full(what) | Fault::Failing(what) => HistoryError::Read(what),
             Fault::Denied(error) => HistoryError::Read(error.to_string()),
             Fault::Locked | Fault::Newer(_) | Fault::Closing => HistoryError::Closed,
         }
@@ -494,7 +500,9 @@ impl From<Fault> for HistoryError {
 impl std::fmt::Display for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Fault::Damaged(what) | Fault::Full(what) | Fault::Failing(what) => f.write_str(what),
+            Fault::Damaged(what) | Fault::Unreadable(what) | Fault::Full(what) | Fault::Failing(what) => {
+                f.write_str(what)
+            }
             Fault::Denied(error) => error.fmt(f),
             Fault::Locked => f.write_str("another process has it"),
             Fault::Newer(version) => write!(f, "of the newer version {version}"),

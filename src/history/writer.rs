@@ -21,6 +21,8 @@ use crate::replica::event::{Opened, Order, Report};
 
 /// A commit is closed when it holds this much.
 const COMMIT_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// A log that could not be read so often in a row, on a disk that takes writes, is damaged.
+const UNREADABLE_TIMES: u32 = 5;
 /// How often a log that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 /// With [`Fsync::Os`], how long something may wait for its fsync.
@@ -40,6 +42,8 @@ pub(super) struct Writer {
     log: Option<Log>,
     /// Set while there is no log.
     retry_at: Option<Instant>,
+    /// How often in a row the log could not be read when it was opened again.
+    unreadable: u32,
     /// With [`Fsync::Os`]: when the first write after the last fsync was made.
     unsynced_since: Option<Instant>,
     /// Retention under way: with what, and from where it goes on.
@@ -73,6 +77,7 @@ impl Writer {
             admitted,
             log: None,
             retry_at: None,
+            unreadable: 0,
             unsynced_since: None,
             walk: None,
             walk_next: None,
@@ -94,7 +99,11 @@ impl Writer {
         };
         match self.open(false) {
             Ok(opened) => Ok(opened),
-            Err(Fault::Damaged(what)) => {
+            Err(Fault::Unreadable(_)) if !aside::takes_writes(&self.options.folder) => {
+                self.note_failing(&Fault::Failing("the disk gives errors".into()));
+                Ok(Opened::default())
+            }
+            Err(Fault::Damaged(what) | Fault::Unreadable(what)) => {
                 self.move_aside(&what).map_err(cannot)?;
                 self.open(false).map_err(cannot)
             }
@@ -252,19 +261,20 @@ impl Writer {
         }
     }
 
-    /// Closes a log that failed; a damaged one is replaced at once.
+    /// Closes a log that failed; a damaged one is replaced at once. Health is told before the reports that follow from it.
     fn fail(&mut self, fault: Fault) {
         self.close_log();
+        let opened = match fault {
+            Fault::Damaged(what) => self.move_aside(&what).and_then(|()| self.open(false)),
+            fault => Err(fault),
+        };
+        if let Err(fault) = &opened {
+            self.note_failing(fault);
+        }
         let _ = self.reports.send(Report::Closed);
-        match fault {
-            Fault::Damaged(what) => match self.move_aside(&what).and_then(|()| self.open(false)) {
-                Ok(opened) => {
-                    let _ = self.reports.send(Report::Opened(opened));
-                    self.look_after_what_is_aside();
-                }
-                Err(fault) => self.note_failing(&fault),
-            },
-            fault => self.note_failing(&fault),
+        if let Ok(opened) = opened {
+            let _ = self.reports.send(Report::Opened(opened));
+            self.look_after_what_is_aside();
         }
     }
 
@@ -277,20 +287,25 @@ impl Writer {
     }
 
     fn reopen(&mut self) {
-        match self.open(true) {
+        let opened = match self.open(true) {
+            Err(Fault::Unreadable(what)) => {
+                self.unreadable += 1;
+                // A disk that takes what is written, and again and again does not give what is there.
+                let damaged = self.unreadable >= UNREADABLE_TIMES && aside::takes_writes(&self.options.folder);
+                Err(if damaged { Fault::Damaged(what) } else { Fault::Unreadable(what) })
+            }
+            opened => opened,
+        };
+        let opened = match opened {
+            Err(Fault::Damaged(what)) => self.move_aside(&what).and_then(|()| self.open(false)),
+            opened => opened,
+        };
+        match opened {
             Ok(opened) => {
                 tracing::info!("the history is written again");
+                self.unreadable = 0;
                 let _ = self.reports.send(Report::Opened(opened));
-            }
-            Err(Fault::Damaged(what)) => {
-                let opened = self.move_aside(&what).and_then(|()| self.open(false));
-                match opened {
-                    Ok(opened) => {
-                        let _ = self.reports.send(Report::Opened(opened));
-                        self.look_after_what_is_aside();
-                    }
-                    Err(fault) => self.note_failing(&fault),
-                }
+                self.look_after_what_is_aside();
             }
             Err(fault) => self.note_failing(&fault),
         }

@@ -36,7 +36,9 @@ impl Loop {
         if stored {
             self.publishes.answer(&self.replica);
         }
-        if closed {
+        // A damaged log is replaced at once and given what waits for it; one that fails is not.
+        let works = self.log.as_ref().is_none_or(|log| *log.handle.health.borrow() == Health::Working);
+        if closed && !works {
             self.publishes.refuse(self.publish_error());
         }
         if let Some(log) = &self.log {
