@@ -323,9 +323,12 @@ impl Said {
 pub(super) struct HeldQuery {
     count: Option<String>,
     wait: Option<String>,
+    /// Only disks count.
+    stored: Option<String>,
 }
 
-/// `GET /api/v1/messages/ID/held`: how many other nodes hold a message, once it is `count` or after `wait`.
+/// `GET /api/v1/messages/ID/held`: how many other nodes hold a message, once it is `count` or after `wait`; with `stored=1`
+/// once so many nodes have it on disk.
 pub(super) async fn held(handle: &Handle, id: &str, query: HeldQuery) -> Answer {
     #[derive(Serialize)]
     struct Body {
@@ -339,11 +342,17 @@ pub(super) async fn held(handle: &Handle, id: &str, query: HeldQuery) -> Answer 
     let wait = query.wait.map_or(Ok(WAIT_DEFAULT), |text| {
         read_duration(&text).ok_or_else(|| Failure::malformed("wait is a duration such as 5s"))
     })?;
-    let held_by = match timeout(wait.min(WAIT_MAX), handle.held_by(id, count)).await {
-        Ok(held_by) => held_by?,
-        Err(_) => handle.held_by(id, 0).await?,
+    let on_disk = query.stored.is_some_and(|stored| stored != "0");
+    let enough = async {
+        match on_disk {
+            true => handle.replicated(id, count).await,
+            false => handle.held_by(id, count).await,
+        }
     };
-    Ok(json(StatusCode::OK, &Body { id, held_by, stored_by: 0 }))
+    // In time or not: both numbers are those of now.
+    timeout(wait.min(WAIT_MAX), enough).await.unwrap_or(Ok(0))?;
+    let (held_by, stored_by) = (handle.held_by(id, 0).await?, handle.replicated(id, 0).await?);
+    Ok(json(StatusCode::OK, &Body { id, held_by, stored_by }))
 }
 
 /// A node, as the API and `welcome` show it.
