@@ -354,14 +354,14 @@ fn report(tally: &Tally, aim: Aim, own: bool, terminal: &Terminal) -> Outcome {
                 (false, true) => format!("it stays in {kept}"),
                 (false, false) => format!("they stay in {kept}"),
             };
-            let known = if aim.volatile_ok { "have" } else { "have on disk" };
+            let disk = if aim.volatile_ok { "" } else { " on disk" };
             let hint = if volatile > 0 {
                 "another node has it in memory: `--volatile-ok` takes that as enough"
             } else {
                 "`hubless peers` shows who is there"
             };
             let within = given(aim.wait);
-            Err(Failure::nothing(format!("no other node is known to {known} {which} within {within}; {rest}"))
+            Err(Failure::nothing(format!("no other node is known to have {which}{disk} within {within}; {rest}"))
                 .hint(hint))
         }
     }
