@@ -98,6 +98,9 @@ pub enum DurableError {
     /// The history could not be read or written; nothing was lost.
     #[error(transparent)]
     History(#[from] HistoryError),
+    /// Another holder took the name, or it was removed: this one moves it no more.
+    #[error("another holder took this durable cursor, or it was removed")]
+    Replaced,
     /// The node has stopped.
     #[error("the node has stopped")]
     Stopped,

@@ -45,8 +45,8 @@ pub mod config;
 mod data_dir;
 pub mod error;
 pub mod handle;
-#[cfg(feature = "history")]
-pub mod history;
+#[cfg_attr(not(feature = "history"), path = "history/absent.rs")]
+mod history;
 pub mod id;
 pub mod metrics;
 mod net;

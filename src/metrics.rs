@@ -92,6 +92,10 @@ metrics! {
     web_sockets: Gauge;
     /// Requests to the page and the API that were refused, by reason.
     web_refused: Family<Reason, Counter>;
+    /// 1 while the history takes what is said; 0 while it is full or fails, or if there is none.
+    history_working: Gauge;
+    /// Named cursors in the log.
+    durables: Gauge;
     /// Times the publisher was made anew because the node did not hear itself.
     publisher_restarts: Counter;
 }

@@ -243,7 +243,7 @@ async fn bad_frames_are_answered_and_the_socket_stays() {
         (r#"{"type":"send"}"#.into(), "malformed"),
         (r#"{"type":"send","text":""}"#.into(), "malformed"),
         (r#"{"type":"hello"}"#.into(), "malformed"),
-        (r#"{"type":"ack","cursor":""}"#.into(), "not_available"),
+        (r#"{"type":"ack","cursor":""}"#.into(), "no_durable"),
         (r#"{"type":"send","room":"No Room","text":"x"}"#.into(), "room"),
         (json!({ "type": "name", "name": "x".repeat(200) }).to_string(), "name"),
         (json!({ "type": "send", "text": "x".repeat(256 * 1024 + 1) }).to_string(), "too_large"),
@@ -460,8 +460,11 @@ async fn requests_that_cannot_be_met_say_why() {
         ("GET", "/../Cargo.toml", "", 404, "not_found"),
         ("GET", "/api/v1/nothing", "", 404, "not_found"),
         ("DELETE", "/api/v1/messages", "", 405, "method"),
-        ("GET", "/api/v1/messages/export?room=lobby", "", 404, "not_available"),
-        ("GET", "/api/v1/durables", "", 404, "not_available"),
+        ("GET", "/api/v1/messages/export?room=Lobby", "", 400, "room"),
+        ("GET", "/api/v1/history/export", "", 404, "not_available"),
+        ("POST", "/api/v1/history/import", "", 404, "not_available"),
+        ("DELETE", "/api/v1/durables/nobody", "", 404, "not_found"),
+        ("DELETE", "/api/v1/durables/%zz", "", 400, "malformed"),
         ("GET", "/api/v1/messages/x/held", "", 400, "malformed"),
         ("GET", "/api/v1/messages?limit=1&limit=2", "", 400, "malformed"),
         ("GET", "/api/v1/messages/x/held?count=1&count=2", "", 400, "malformed"),
@@ -502,7 +505,7 @@ async fn a_node_tells_of_itself() {
     assert!(site.get("/").await.as_str().unwrap().contains("<!doctype html>"));
     let id = site.say("who has it?").await;
     let held = site.get(&format!("/api/v1/messages/{id}/held?count=1&wait=10ms")).await;
-    assert_eq!(held, json!({ "id": id, "held_by": 0, "stored_by": 0 }));
+    assert_eq!(held, json!({ "id": id, "held_by": 0, "stored_by": 0, "state": "sent" }));
 
     site.handle.shutdown().await;
     let (status, body) = site.request("GET", "/readyz", &[], "").await;

@@ -4,6 +4,7 @@
 //! and not acknowledged is given again to the next holder: at least once. It never covers what was not acknowledged.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -55,6 +56,8 @@ pub enum Begin {
 #[derive(Debug, Default)]
 pub(crate) struct Holders {
     holders: Mutex<HashMap<String, (u64, watch::Sender<bool>)>>,
+    /// Holders so far: each has a number of its own, so that one that was put out does not release the next.
+    taken: AtomicU64,
 }
 
 /// A durable subscriber. Dropping it keeps its place.
@@ -92,6 +95,7 @@ pub struct Acker {
     out: Arc<watch::Sender<usize>>,
     /// One save at a time; what comes meanwhile goes with the next.
     saving: Arc<tokio::sync::Mutex<u64>>,
+    replaced: watch::Receiver<bool>,
 }
 
 #[derive(Debug)]
@@ -123,7 +127,7 @@ impl Holders {
     fn take(&self, name: &str) -> (u64, watch::Receiver<bool>) {
         let mut holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
         let (replaced, told) = watch::channel(false);
-        let number = holders.get(name).map_or(0, |(number, _)| number + 1);
+        let number = self.taken.fetch_add(1, Ordering::Relaxed);
         if let Some((_, older)) = holders.insert(name.into(), (number, replaced)) {
             older.send_replace(true);
         }
@@ -196,6 +200,7 @@ impl Durable {
             state: Arc::new(Mutex::new(state)),
             out: Arc::new(watch::channel(0).0),
             saving: Arc::default(),
+            replaced: replaced.clone(),
         };
         let durable = Durable {
             log,
@@ -264,7 +269,7 @@ impl Durable {
     /// Acknowledges everything given up to `mark`; answers once that is on disk.
     ///
     /// # Errors
-    /// [`DurableError::History`]; it is not kept, and may be given again.
+    /// [`DurableError::History`] and [`DurableError::Replaced`]; it is not kept, and may be given again.
     pub async fn ack(&self, mark: Mark) -> Result<(), DurableError> {
         self.acker.ack(mark).await
     }
@@ -328,7 +333,7 @@ impl Acker {
     /// Acknowledges everything given up to `mark`; answers once that is on disk.
     ///
     /// # Errors
-    /// [`DurableError::History`]; it is not kept, and may be given again.
+    /// [`DurableError::History`] and [`DurableError::Replaced`]; it is not kept, and may be given again.
     pub async fn ack(&self, mark: Mark) -> Result<(), DurableError> {
         {
             let mut acked = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -338,7 +343,8 @@ impl Acker {
         self.save().await
     }
 
-    fn cursor(&self) -> Cursor {
+    /// As [`Durable::cursor`].
+    pub fn cursor(&self) -> Cursor {
         let acked = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let mut cursor = Cursor::new();
         for (run, (seqs, newest)) in &acked.covered {
@@ -368,6 +374,10 @@ impl Acker {
             }
             (acked.row(), acked.version)
         };
+        // The cursor belongs to the next holder now, or to nobody.
+        if *self.replaced.borrow() {
+            return Err(DurableError::Replaced);
+        }
         self.log.keeper.save_durable(row).await.unwrap_or(Err(HistoryError::Closed))?;
         *saved = version;
         Ok(())

@@ -3,6 +3,7 @@
 //! A [`Handle`] is cheap to clone and does nothing itself: it asks the node's event loop. Nothing here blocks a runtime,
 //! and any runtime will do: the node has a thread of its own. Dropping the last handle stops the node.
 
+pub mod archive;
 mod durable;
 mod query;
 

@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
 
-use super::Before;
 use super::rows::{self, Durable, Extent, KeyRow, Numbered, RoomRow, Stamp, Totals, table};
 use super::store::{Changes, Fault, Store, View, bad, read_extent, read_kept, record, stamp_of};
 use crate::id::{Key, Room, Run, Seq};
@@ -32,7 +31,6 @@ pub(super) struct Log {
     totals: Totals,
     /// No batch is due by age before this, in milliseconds since 1970; none if it is not known.
     next_due_ms: Option<u64>,
-    before: Before,
     pending: Pending,
 }
 
@@ -76,8 +74,8 @@ impl Log {
     /// Reads the state of the log that `store` opened, and notes that `run` writes it from now on.
     pub fn load(store: Arc<Store>) -> Result<Log, Fault> {
         let (origins, totals) = (BTreeMap::new(), Totals::default());
-        let (before, pending) = (Before::default(), Pending::default());
-        let mut log = Log { store, origins, totals, next_due_ms: None, before, pending };
+        let pending = Pending::default();
+        let mut log = Log { store, origins, totals, next_due_ms: None, pending };
         let store = log.store.clone();
         let view = store.view();
         if let Some(value) = view.get(&rows::named_key(table::META, Totals::NAME))? {
@@ -88,20 +86,12 @@ impl Log {
             let origin = rows::read_origin(&key, &value).ok_or_else(|| bad("origin"))?;
             log.origins.insert(origin.run, origin);
         }
-        let run = log.totals.run;
-        let run_newest = run.and_then(|run| log.origins.get(&run)).map_or(Hlc::default(), |origin| origin.newest);
-        log.before = Before { run, run_newest, newest: log.totals.newest };
         Ok(log)
     }
 
     /// What the core is told of it.
     pub fn opened(&self) -> Opened {
         Opened { streams: self.origins.values().cloned().collect(), horizon: self.totals.horizon }
-    }
-
-    /// What it said when it was opened.
-    pub fn before(&self) -> Before {
-        self.before
     }
 
     /// Finds out whether the disk takes what is written.

@@ -18,6 +18,7 @@ mod scrub;
 mod store;
 #[cfg(test)]
 mod tests;
+mod want;
 mod writer;
 
 use std::path::PathBuf;
@@ -33,14 +34,14 @@ use crate::config::Fsync;
 use crate::error::{HistoryError, StartError};
 use crate::id::{Run, Seq};
 use crate::metrics::Metrics;
-use crate::replica::clock::Hlc;
 use crate::replica::event::{Load, Opened, Order, Report};
 use store::Store;
 use writer::Writer;
 
 pub(crate) use ask::{Chunk, LogHandle, Numbered};
-pub use read::{Reader, Want};
+pub use read::Reader;
 pub use rows::Durable;
+pub use want::Want;
 
 /// How and where a history is kept.
 #[derive(Clone, Debug)]
@@ -68,17 +69,6 @@ pub enum Health {
     Failing,
 }
 
-/// What the log says of the time before this life.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Before {
-    /// The life that wrote it last, none if it is new.
-    pub run: Option<Run>,
-    /// The newest time that this life published, as far as the log still knows it.
-    pub run_newest: Hlc,
-    /// The newest time ever stored.
-    pub newest: Hlc,
-}
-
 /// A history that is open. Dropping it ends what was ordered, syncs, and joins its threads.
 #[derive(Debug)]
 pub struct History {
@@ -86,7 +76,6 @@ pub struct History {
     loads: Option<Sender<Load>>,
     reader: Reader,
     keeper: Keeper,
-    before: Before,
     health: watch::Receiver<Health>,
     admitted: watch::Receiver<u64>,
     threads: Vec<JoinHandle<()>>,
@@ -138,13 +127,12 @@ impl History {
         let mut writer =
             Writer::new(options, metrics, shared, commands.clone(), reports.clone(), health_out, admitted_out);
         let opened = writer.start()?;
-        let before = writer.before();
         let mut threads = vec![spawn("history", move || writer.run(&inbox))?];
         let (loads, questions) = channel();
         let answering = reader.clone();
         threads.push(spawn("history-read", move || answer_loads(&answering, &questions, &reports))?);
         let keeper = Keeper { commands: commands.clone() };
-        Ok((History { commands, loads: Some(loads), reader, keeper, before, health, admitted, threads }, opened))
+        Ok((History { commands, loads: Some(loads), reader, keeper, health, admitted, threads }, opened))
     }
 
     /// Has something done. Never blocks; the caller bounds how much is under way.
@@ -164,11 +152,6 @@ impl History {
     /// Keeps durable cursors.
     pub fn keeper(&self) -> Keeper {
         self.keeper.clone()
-    }
-
-    /// What the log said of the time before this life when it was opened.
-    pub fn before(&self) -> Before {
-        self.before
     }
 
     /// Whether the disk works, and every change of that.

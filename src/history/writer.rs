@@ -12,7 +12,7 @@ use super::aside::{self, Salvage};
 use super::log::{Due, Log, Walked};
 use super::read::Reader;
 use super::store::{Fault, Store, guarded};
-use super::{Before, Command, Health, Options, Shared, scrub};
+use super::{Command, Health, Options, Shared, scrub};
 use crate::config::Fsync;
 use crate::error::{HistoryError, StartError};
 use crate::id::Run;
@@ -100,12 +100,6 @@ impl Writer {
             }
             Err(fault) => Err(cannot(fault)),
         }
-    }
-
-    /// What the log said when it was opened.
-    pub fn before(&self) -> Before {
-        let Some(log) = &self.log else { return Before::default() };
-        log.before()
     }
 
     /// Works until it is told to close.

@@ -14,6 +14,7 @@
 //! A publish waits in its channel while [`Flow::Wait`] holds or much is on its way to the disk; everything waits while all
 //! readers that read are full. A publish is answered when the disk has it; peers do not wait for that.
 
+mod asks;
 mod presence;
 mod publishes;
 pub(crate) mod start;
@@ -27,11 +28,9 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::config::Fsync;
 use crate::data_dir::DataDir;
-use crate::handle::{
-    Ask, Event, FoundBy, HistoryHealth, Imported, Peer, PeerState, Standing, State, Submission, Window,
-};
-use crate::history::{Health, History, LogHandle};
-use crate::id::{EntryId, Run};
+use crate::handle::{Ask, Event, FoundBy, HistoryHealth, Peer, PeerState, Submission};
+use crate::history::{History, LogHandle};
+use crate::id::Run;
 use crate::metrics::{Metrics, count};
 use crate::net::discovery::interfaces::Survey;
 use crate::net::discovery::ladder::Ladder;
@@ -39,15 +38,14 @@ use crate::net::discovery::memory::Memory;
 use crate::net::discovery::{Candidate, Discovery, gossip_fit};
 use crate::net::{DialError, Flow, LinkId, Net, NetEvent};
 use crate::replica::Replica;
-use crate::replica::batch::Batch;
 use crate::replica::clock::{Mono, Now};
 use crate::replica::event::{Input, Missing, Notice, Output, Report, Timing, To};
 use crate::replica::liveness::Status;
 use crate::replica::log::APPEND_BYTES_MAX;
 use crate::replica::message::Message;
-use crate::replica::version::Cursor;
-use crate::subscription::{Feed, Filter, Gap, GapReason, Item, Subscription, queue};
+use crate::subscription::{Feed, Gap, GapReason, Item};
 use crate::wire;
+use asks::HeldAsk;
 use presence::Presence;
 use publishes::Publishes;
 
@@ -59,12 +57,6 @@ const ASKS_MAX: usize = 64;
 const NET_EVENTS_MAX: usize = 64;
 /// Events kept for a receiver that is behind; it misses the oldest.
 const EVENTS_MAX: usize = 1024;
-/// Entries that are fetched from peers are worth telling of when there are so many.
-const CATCH_UP_MIN: u64 = 1_000;
-/// Readers at most; a further one is refused.
-const READERS_MAX: usize = 4096;
-/// Those who wait for an entry to be held elsewhere; a further one is answered at once.
-const HELD_ASKS_MAX: usize = 1024;
 const TICK: Duration = Duration::from_secs(1);
 const PING_EVERY: Duration = Duration::from_secs(10);
 const SAVE_EVERY: Duration = Duration::from_secs(30);
@@ -130,14 +122,6 @@ struct Link {
     run: Option<Run>,
     /// Something was heard over it.
     spoke: bool,
-}
-
-#[derive(Debug)]
-struct HeldAsk {
-    id: EntryId,
-    count: usize,
-    on_disk: bool,
-    reply: oneshot::Sender<usize>,
 }
 
 /// What woke the loop.
@@ -436,129 +420,6 @@ impl Loop {
         }
     }
 
-    /// The history has done something.
-    fn reported(&mut self, report: Report) {
-        let stored = matches!(report, Report::Stored(_));
-        let closed = matches!(report, Report::Closed);
-        self.feed(Input::Log(report));
-        if stored {
-            self.publishes.answer(&self.replica);
-        }
-        if closed {
-            self.publishes.refuse(self.publish_error());
-        }
-        if let Some(log) = &self.log {
-            log.commits.send_modify(|commits| *commits += 1);
-            let health = match *log.handle.health.borrow() {
-                Health::Working => HistoryHealth::Working,
-                Health::Full => HistoryHealth::Full,
-                Health::Failing => HistoryHealth::Failing,
-            };
-            if log.health.send_if_modified(|told| std::mem::replace(told, health) != health) {
-                self.presence.tell(Event::History(health));
-            }
-        }
-    }
-
-    fn answer(&mut self, ask: Ask) {
-        match ask {
-            Ask::Subscribe { filter, after, reply } => {
-                self.feeds.retain(|feed| !feed.is_closed());
-                if self.feeds.len() >= READERS_MAX {
-                    return;
-                }
-                let (feed, subscription) = self.open(filter, after);
-                // A reader that has gone closes its feed.
-                let _ = reply.send(subscription);
-                self.feeds.push(feed);
-            }
-            Ask::Window { mut after, reply } => {
-                let expired = after.as_mut().map_or(0, |after| self.replica.give_up(after));
-                let batches = match &self.log {
-                    Some(_) => self.replica.unstored().cloned().collect(),
-                    None => self.replica.window().cloned().collect(),
-                };
-                let cursor = if after.is_none() { self.replica.cursor() } else { Cursor::new() };
-                let window = Window { batches, cursor, after, expired };
-                // Whoever asked may have gone.
-                let _ = reply.send(window);
-            }
-            Ask::HeldBy { id, count, on_disk, reply } => {
-                self.held_asks.push(HeldAsk { id, count, on_disk, reply });
-                self.answer_held();
-            }
-            Ask::Standing { ids, reply } => {
-                // Whoever asked may have gone.
-                let _ = reply.send(ids.into_iter().map(|id| self.standing(id)).collect());
-            }
-            Ask::Import { batches, reply } => {
-                let before = self.replica.counters();
-                let entries: u64 = batches.iter().map(|kept| u64::from(kept.batch.count())).sum();
-                let wanted = self.replica.import(now(self.started), batches);
-                let after = self.replica.counters();
-                let refused = (after.refused - before.refused + after.conflicts - before.conflicts).min(entries);
-                let new = after.received - before.received;
-                let known = entries.saturating_sub(new + refused);
-                self.publishes.import(wanted, Imported { new, known, refused }, reply);
-                self.publishes.answer(&self.replica);
-            }
-            // The loop ends on it before it gets here.
-            Ask::Shutdown { .. } => {}
-        }
-    }
-
-    fn open(&mut self, filter: Filter, after: Option<Cursor>) -> (Feed, Subscription) {
-        let drained = self.drained.clone();
-        let Some(mut after) = after else {
-            return queue(filter, false, self.replica.cursor(), Vec::new(), drained, None);
-        };
-        let missing = self.replica.give_up(&mut after);
-        let gap = (missing > 0).then_some(Item::Gap(Gap { missing, reason: GapReason::Expired }));
-        let item = |batch: &Batch| Item::Batch { batch: batch.clone(), late: false };
-        match &self.log {
-            None => {
-                let backlog = gap.into_iter().chain(self.replica.window().map(item)).collect();
-                queue(filter, true, after, backlog, drained, None)
-            }
-            // What is on disk the reader fetches from there; what is not waits in its queue.
-            Some(log) => {
-                let backlog = gap.into_iter().collect();
-                let (feed, subscription) = queue(filter, true, after, backlog, drained, Some(log.handle.clone()));
-                self.replica.unstored().for_each(|batch| feed.put(item(batch)));
-                (feed, subscription)
-            }
-        }
-    }
-
-    /// How safe a message is, as far as is known here.
-    fn standing(&self, id: EntryId) -> Standing {
-        let stored_by = self.replica.stored_by(id);
-        let on_disk = match &self.log {
-            Some(log) if log.fsync == Fsync::Os => State::Logged,
-            _ => State::Durable,
-        };
-        let state = match stored_by {
-            0 if self.replica.is_stored(id) => on_disk,
-            0 => State::Sent,
-            _ => State::Replicated,
-        };
-        Standing { state, stored_by }
-    }
-
-    fn answer_held(&mut self) {
-        let full = self.held_asks.len() > HELD_ASKS_MAX;
-        let waiting = std::mem::take(&mut self.held_asks).into_iter().filter(|ask| !ask.reply.is_closed());
-        for ask in waiting.collect::<Vec<_>>() {
-            let holders = if ask.on_disk { self.replica.stored_by(ask.id) } else { self.replica.held_by(ask.id) };
-            if holders >= ask.count || full {
-                // Whoever asked may have gone.
-                let _ = ask.reply.send(holders);
-            } else {
-                self.held_asks.push(ask);
-            }
-        }
-    }
-
     fn interfaces_changed(&mut self) {
         let addresses = self.survey.borrow_and_update().addresses();
         self.ladder.interfaces_changed(Instant::now());
@@ -590,21 +451,6 @@ impl Loop {
         self.count();
         self.tell_catch_up();
         self.peers_changed = true;
-    }
-
-    /// Tells how far the node is with what it missed.
-    fn tell_catch_up(&mut self) {
-        let missing = self.replica.missing();
-        let received = self.replica.counters().received;
-        let began = match self.catching_up {
-            None if missing < CATCH_UP_MIN => return,
-            None => CatchUp { received },
-            Some(began) => began,
-        };
-        let done = received - began.received;
-        self.catching_up = (missing > 0).then_some(began);
-        tracing::info!(missing, done, "fetching what was missed");
-        self.presence.tell(Event::CatchUp { missing, done });
     }
 
     async fn ping(&mut self, run: Run) {

@@ -1,11 +1,10 @@
 //! What the API answers: JSON in and out, under `/api/v1`, and the health of the node.
 //!
-//! The objects that the WebSocket speaks of, too, are made here. Nothing here knows a socket.
+//! What is about the log as a whole is in `history.rs`. Nothing here knows a socket.
 
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Buf, BufMut};
 use data_encoding::BASE64;
@@ -19,11 +18,12 @@ use warp::reply::{Reply, Response};
 
 use super::BODY_BYTES_MAX;
 use super::guard::Foreign;
-use crate::error::{HistoryError, PublishError, Stopped};
+use super::objects::{MessageObject, NodeObject, RoomObject, peer_objects};
+use crate::error::{DurableError, HistoryError, PublishError, Stopped};
 use crate::handle::{
-    Draft, FoundBy, Handle, Hlc, Message, NAME_BYTES_MAX, Payload, Peer, PeerState, Query, RoomSummary, State, Via,
+    Draft, Handle, HistoryHealth, Message, NAME_BYTES_MAX, Page, Payload, PeerState, Place, Query, State,
 };
-use crate::id::{EntryId, Epoch, Key, NodeId, Room};
+use crate::id::{EntryId, Key, Room};
 
 /// The longest client id, in bytes.
 pub const CLIENT_ID_BYTES_MAX: usize = 64;
@@ -54,10 +54,6 @@ impl Failure {
 
     pub fn malformed(message: impl Into<String>) -> Failure {
         Failure::new(StatusCode::BAD_REQUEST, "malformed", message)
-    }
-
-    pub fn not_available(what: &str) -> Failure {
-        Failure::new(StatusCode::NOT_FOUND, "not_available", format!("this node has no {what}"))
     }
 
     pub fn cursor() -> Failure {
@@ -110,6 +106,19 @@ impl From<HistoryError> for Failure {
     }
 }
 
+impl From<DurableError> for Failure {
+    fn from(error: DurableError) -> Failure {
+        let (status, code) = match error {
+            DurableError::Name => (StatusCode::BAD_REQUEST, "durable_name"),
+            DurableError::NoHistory => (StatusCode::NOT_FOUND, "not_available"),
+            DurableError::History(error) => return error.into(),
+            DurableError::Replaced => (StatusCode::CONFLICT, "replaced"),
+            DurableError::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "stopped"),
+        };
+        Failure::new(status, code, error.to_string())
+    }
+}
+
 impl From<Stopped> for Failure {
     fn from(stopped: Stopped) -> Failure {
         PublishError::from(stopped).into()
@@ -148,7 +157,7 @@ pub(super) fn to_text(body: &impl Serialize) -> String {
     serde_json::to_string(body).unwrap_or_default()
 }
 
-type Answer = Result<Response, Failure>;
+pub(super) type Answer = Result<Response, Failure>;
 
 /// `GET /readyz`.
 pub(super) fn readyz(handle: &Handle) -> Response {
@@ -162,7 +171,8 @@ pub(super) fn readyz(handle: &Handle) -> Response {
     let ready = !is_stopped(handle);
     let peers = handle.peers().iter().filter(|peer| peer.state == PeerState::Up).count();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    json(status, &Ready { ready, peers, history: false, bridges: [] })
+    let history = handle.history_health() == HistoryHealth::Working;
+    json(status, &Ready { ready, peers, history, bridges: [] })
 }
 
 /// The node holds the other end of this for as long as it lives.
@@ -171,7 +181,12 @@ fn is_stopped(handle: &Handle) -> bool {
 }
 
 /// `GET /metrics`.
-pub(super) fn metrics(handle: &Handle) -> Response {
+pub(super) async fn metrics(handle: &Handle) -> Response {
+    let metrics = handle.metrics();
+    metrics.history_working.set(i64::from(handle.history_health() == HistoryHealth::Working));
+    if let Ok(durables) = handle.durables().await {
+        metrics.durables.set(i64::try_from(durables.len()).unwrap_or(i64::MAX));
+    }
     let mut response = Response::new(handle.metrics().encode().into());
     let format = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, format);
@@ -201,14 +216,27 @@ pub(super) struct MessagesQuery {
     room: Option<String>,
     after: Option<String>,
     before: Option<String>,
+    /// Walks from the oldest to the newest: empty to begin, then what the page before gave.
+    next: Option<String>,
     since: Option<String>,
+    until: Option<String>,
+    grep: Option<String>,
     limit: Option<String>,
+}
+
+/// What a page is of.
+#[derive(Debug)]
+enum Wanted {
+    /// The newest, or what a cursor does not cover.
+    Page(Query),
+    /// What comes after a place.
+    Walk(Query, Option<Place>),
 }
 
 /// `GET /api/v1/messages`.
 pub(super) async fn messages(handle: &Handle, query: MessagesQuery) -> Answer {
     #[derive(Serialize)]
-    struct Body<'a> {
+    struct PageBody<'a> {
         messages: Vec<MessageObject<'a>>,
         after: String,
         before: Option<String>,
@@ -216,19 +244,50 @@ pub(super) async fn messages(handle: &Handle, query: MessagesQuery) -> Answer {
         #[serde(skip_serializing_if = "Option::is_none")]
         expired: Option<u64>,
     }
-    let page = handle.messages(query.read(Timestamp::now())?).await?;
-    let body = Body {
-        messages: page.messages.iter().map(MessageObject::of).collect(),
-        after: page.after.to_string(),
-        before: page.before.map(|place| place.to_string()),
-        expired: (page.expired > 0).then_some(page.expired),
-    };
-    Ok(json(StatusCode::OK, &body))
+    #[derive(Serialize)]
+    struct WalkBody<'a> {
+        messages: Vec<MessageObject<'a>>,
+        next: Option<String>,
+    }
+    match query.read(Timestamp::now())? {
+        Wanted::Page(query) => {
+            let Page { messages, after, before, expired } = handle.messages(query).await?;
+            let body = PageBody {
+                messages: objects(handle, &messages).await?,
+                after: after.to_string(),
+                before: before.map(|place| place.to_string()),
+                expired: (expired > 0).then_some(expired),
+            };
+            Ok(json(StatusCode::OK, &body))
+        }
+        Wanted::Walk(query, from) => {
+            let limit = query.limit;
+            let (mut messages, mut next) = handle.scan(query, from).await?;
+            // A node without a history answers with all that it holds.
+            messages.retain(|message| from.is_none_or(|from| from < place(message)));
+            if messages.len() > limit {
+                messages.truncate(limit);
+                next = messages.last().map(place);
+            }
+            let next = next.map(|place| place.to_string());
+            Ok(json(StatusCode::OK, &WalkBody { messages: objects(handle, &messages).await?, next }))
+        }
+    }
+}
+
+fn place(message: &Message) -> Place {
+    Place { hlc: message.hlc, id: message.id }
+}
+
+/// Messages as they are shown, each with how safe it is.
+pub(super) async fn objects<'a>(handle: &Handle, messages: &'a [Message]) -> Result<Vec<MessageObject<'a>>, Stopped> {
+    let standings = handle.standing(messages.iter().map(|message| message.id).collect()).await?;
+    Ok(messages.iter().zip(standings).map(|(message, standing)| MessageObject::of(message, standing)).collect())
 }
 
 impl MessagesQuery {
-    fn read(self, now: Timestamp) -> Result<Query, Failure> {
-        let MessagesQuery { room, after, before, since, limit } = self;
+    fn read(self, now: Timestamp) -> Result<Wanted, Failure> {
+        let MessagesQuery { room, after, before, next, since, until, grep, limit } = self;
         let limit = match limit {
             None => LIMIT_DEFAULT,
             Some(text) => text
@@ -237,15 +296,26 @@ impl MessagesQuery {
                 .filter(|limit| (1..=LIMIT_MAX).contains(limit))
                 .ok_or_else(|| Failure::malformed(format!("limit is 1 to {LIMIT_MAX}")))?,
         };
-        let place = |text: String| text.parse().map_err(|_| Failure::malformed("before is what an earlier page gave"));
-        Ok(Query {
+        let place = |name: &'static str| {
+            move |text: String| {
+                text.parse().map_err(|_| Failure::malformed(format!("{name} is what an earlier page gave")))
+            }
+        };
+        let query = Query {
             room: room.as_deref().map(read_room).transpose()?,
             after: after.map(|text| text.parse().map_err(|_| Failure::cursor())).transpose()?,
-            before: before.map(place).transpose()?,
-            since_ms: since.map(|text| read_since(&text, now)).transpose()?,
+            before: before.map(place("before")).transpose()?,
+            since_ms: since.map(|text| read_time(&text, "since", now)).transpose()?,
+            until_ms: until.map(|text| read_time(&text, "until", now)).transpose()?,
+            grep: grep.filter(|part| !part.is_empty()),
             limit,
-            ..Query::default()
-        })
+        };
+        let Some(next) = next else { return Ok(Wanted::Page(query)) };
+        if query.after.is_some() || query.before.is_some() {
+            return Err(Failure::malformed("a page is asked for by one of after, before and next"));
+        }
+        let next = (!next.is_empty()).then_some(next).map(place("next")).transpose()?;
+        Ok(Wanted::Walk(query, next))
     }
 }
 
@@ -321,188 +391,46 @@ impl Said {
 /// The query of `GET /api/v1/messages/ID/held`.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct HeldQuery {
+    /// So many other nodes hold it, be it in memory.
     count: Option<String>,
-    wait: Option<String>,
-    /// Only disks count.
+    /// So many nodes other than its author have it on disk.
     stored: Option<String>,
+    wait: Option<String>,
 }
 
-/// `GET /api/v1/messages/ID/held`: how many other nodes hold a message, once it is `count` or after `wait`; with `stored=1`
-/// once so many nodes have it on disk.
+/// `GET /api/v1/messages/ID/held`: how many other nodes hold a message and have it on disk, once they are as many as asked
+/// for, or after `wait`.
 pub(super) async fn held(handle: &Handle, id: &str, query: HeldQuery) -> Answer {
     #[derive(Serialize)]
     struct Body {
         id: EntryId,
         held_by: usize,
         stored_by: usize,
+        state: State,
     }
     let id = id.parse().map_err(|error: crate::id::ParseError| Failure::malformed(error.to_string()))?;
-    let number = |text: String| text.parse().map_err(|_| Failure::malformed("count is a number"));
-    let count = query.count.map_or(Ok(1), number)?;
+    let number = |name: &'static str| {
+        move |text: String| text.parse().map_err(|_| Failure::malformed(format!("{name} is a number")))
+    };
+    let stored: Option<usize> = query.stored.map(number("stored")).transpose()?;
+    let count = query.count.map(number("count")).transpose()?.unwrap_or(usize::from(stored.is_none()));
     let wait = query.wait.map_or(Ok(WAIT_DEFAULT), |text| {
         read_duration(&text).ok_or_else(|| Failure::malformed("wait is a duration such as 5s"))
     })?;
-    let on_disk = query.stored.is_some_and(|stored| stored != "0");
-    let enough = async {
-        match on_disk {
-            true => handle.replicated(id, count).await,
-            false => handle.held_by(id, count).await,
-        }
+    let safe = async {
+        handle.held_by(id, count).await?;
+        handle.replicated(id, stored.unwrap_or(0)).await
     };
-    // In time or not: both numbers are those of now.
-    timeout(wait.min(WAIT_MAX), enough).await.unwrap_or(Ok(0))?;
-    let (held_by, stored_by) = (handle.held_by(id, 0).await?, handle.replicated(id, 0).await?);
-    Ok(json(StatusCode::OK, &Body { id, held_by, stored_by }))
-}
-
-/// A node, as the API and `welcome` show it.
-#[derive(Serialize)]
-pub(super) struct NodeObject<'a> {
-    node: NodeId,
-    name: &'a str,
-    mesh: &'a str,
-    epoch: Epoch,
-    version: &'static str,
-    listen: SocketAddr,
-    addresses: Vec<SocketAddr>,
-    open: bool,
-}
-
-impl NodeObject<'_> {
-    pub fn of(handle: &Handle) -> NodeObject<'_> {
-        let info = handle.info();
-        NodeObject {
-            node: info.run.node,
-            name: &info.name,
-            mesh: &info.mesh,
-            epoch: info.run.epoch,
-            version: env!("CARGO_PKG_VERSION"),
-            listen: info.listen,
-            addresses: handle.addresses().to_vec(),
-            open: true,
-        }
+    if let Ok(safe) = timeout(wait.min(WAIT_MAX), safe).await {
+        safe?;
     }
+    let held_by = handle.held_by(id, 0).await?;
+    let standing = handle.standing(vec![id]).await?;
+    let (state, stored_by) = standing.first().map_or((State::Sent, 0), |found| (found.state, found.stored_by));
+    Ok(json(StatusCode::OK, &Body { id, held_by, stored_by, state }))
 }
 
-/// A peer, as the API and `peers` show it.
-#[derive(Serialize)]
-pub(super) struct PeerObject<'a> {
-    node: NodeId,
-    epoch: Epoch,
-    name: &'a str,
-    state: PeerState,
-    address: Option<SocketAddr>,
-    found_by: FoundBy,
-    rtt_ms: Option<f64>,
-    last_seen_ms: Option<u64>,
-    dropped: u64,
-}
-
-pub(super) fn peer_objects<'a>(peers: &'a [Peer]) -> Vec<PeerObject<'a>> {
-    let now = Instant::now();
-    let object = |peer: &'a Peer| {
-        let Peer { run, name, state, address, found_by, rtt, last_heard, dropped } = peer;
-        let seen_ms = |heard| u64::try_from(now.saturating_duration_since(heard).as_millis()).unwrap_or(u64::MAX);
-        PeerObject {
-            node: run.node,
-            epoch: run.epoch,
-            name,
-            state: *state,
-            address: *address,
-            found_by: *found_by,
-            rtt_ms: rtt.map(|rtt| rtt.as_micros() as f64 / 1e3),
-            last_seen_ms: last_heard.map(seen_ms),
-            dropped: *dropped,
-        }
-    };
-    peers.iter().map(object).collect()
-}
-
-/// A room, as the API and `welcome` show it.
-#[derive(Serialize)]
-pub(super) struct RoomObject<'a> {
-    room: &'a Room,
-    messages: u64,
-    last: String,
-}
-
-impl RoomObject<'_> {
-    pub fn of(summary: &RoomSummary) -> RoomObject<'_> {
-        RoomObject { room: &summary.room, messages: summary.messages, last: time(summary.last) }
-    }
-}
-
-/// A message, as the API shows it, and as the `message` frame of a WebSocket, whose `type` is taken.
-#[derive(Serialize)]
-pub(super) struct MessageObject<'a> {
-    /// The content type of what is not text; in a frame, the kind of frame.
-    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
-    kind: Option<&'a str>,
-    id: EntryId,
-    room: &'a Room,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    text: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    content_type: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    data: Option<String>,
-    name: &'a str,
-    node: NodeId,
-    time: String,
-    via: Via,
-    state: State,
-    stored_by: usize,
-    verified: bool,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    late: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    key: Option<Key>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    cursor: Option<String>,
-}
-
-impl<'a> MessageObject<'a> {
-    pub fn of(message: &'a Message) -> MessageObject<'a> {
-        let (text, mime, data) = match &message.payload {
-            Payload::Text(text) => (Some(text.as_str()), None, None),
-            Payload::Data { mime, data } => (None, Some(&**mime), Some(BASE64.encode(data))),
-        };
-        MessageObject {
-            kind: mime,
-            id: message.id,
-            room: &message.room,
-            text,
-            content_type: None,
-            data,
-            name: &message.name,
-            node: message.id.run.node,
-            time: time(message.hlc),
-            via: message.via,
-            state: State::Sent,
-            stored_by: 0,
-            verified: false,
-            late: message.late,
-            key: message.key,
-            cursor: None,
-        }
-    }
-
-    /// The same as a frame, with a cursor where it ends a burst.
-    pub fn frame(message: &'a Message, cursor: Option<String>) -> MessageObject<'a> {
-        let object = MessageObject::of(message);
-        MessageObject { kind: Some("message"), content_type: object.kind, cursor, ..object }
-    }
-}
-
-/// RFC 3339 in UTC with milliseconds.
-fn time(hlc: Hlc) -> String {
-    let wall_ms = i64::try_from(hlc.wall_ms()).unwrap_or(i64::MAX);
-    // A clock may be set beyond the year 9999, where RFC 3339 ends.
-    let time = Timestamp::from_millisecond(wall_ms).unwrap_or(Timestamp::MAX);
-    format!("{time:.3}")
-}
-
-fn read_room(name: &str) -> Result<Room, Failure> {
+pub(super) fn read_room(name: &str) -> Result<Room, Failure> {
     Room::new(name).map_err(|error| PublishError::Room(error).into())
 }
 
@@ -525,13 +453,16 @@ pub(super) fn read_name(name: &str) -> Result<Option<Arc<str>>, Failure> {
 }
 
 /// Milliseconds since 1970 of an RFC 3339 time, or of a duration before `now`.
-fn read_since(text: &str, now: Timestamp) -> Result<u64, Failure> {
-    let since_ms = match (text.parse::<Timestamp>(), read_duration(text)) {
+fn read_time(text: &str, name: &str, now: Timestamp) -> Result<u64, Failure> {
+    let time_ms = match (text.parse::<Timestamp>(), read_duration(text)) {
         (Ok(time), _) => time.as_millisecond(),
         (_, Some(ago)) => now.as_millisecond().saturating_sub(i64::try_from(ago.as_millis()).unwrap_or(i64::MAX)),
-        _ => return Err(Failure::malformed("since is a time such as 2026-01-31T12:00:00Z, or a duration such as 10m")),
+        _ => {
+            let rule = format!("{name} is a time such as 2026-01-31T12:00:00Z, or a duration such as 10m");
+            return Err(Failure::malformed(rule));
+        }
     };
-    Ok(u64::try_from(since_ms).unwrap_or(0))
+    Ok(u64::try_from(time_ms).unwrap_or(0))
 }
 
 /// `5s`, `10m`, `1h30m`, `2d`.
@@ -544,64 +475,20 @@ fn read_duration(text: &str) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::{Run, Seq};
-
-    fn message(payload: Payload) -> Message {
-        let run = Run { node: NodeId([7; 32]), epoch: Epoch(0xabc) };
-        Message {
-            id: EntryId { run, seq: Seq(42) },
-            room: Room::lobby(),
-            payload,
-            name: "ada".into(),
-            hlc: Hlc::at(1_769_860_800_123),
-            via: Via::Mesh,
-            key: None,
-            late: false,
-        }
-    }
-
-    #[test]
-    fn a_message_object_has_the_fields_of_the_contract() {
-        let node = NodeId([7; 32]);
-        let text = message("hi <b>".into());
-        let expected = format!(
-            r#"{{"id":"{node}.0000000000000abc.42","room":"lobby","text":"hi <b>","name":"ada","node":"{node}","time":"2026-01-31T12:00:00.123Z","via":"mesh","state":"sent","stored_by":0,"verified":false}}"#
-        );
-        assert_eq!(to_text(&MessageObject::of(&text)), expected);
-        let frame = to_text(&MessageObject::frame(&text, Some("abc".into())));
-        assert!(frame.starts_with(r#"{"type":"message","id":"#) && frame.ends_with(r#","cursor":"abc"}"#), "{frame}");
-
-        let late = Message { late: true, key: Some(Key([1; 16])), ..message(vec![0, 255].into()) };
-        let object = to_text(&MessageObject::of(&late));
-        for part in [r#""type":"application/octet-stream""#, r#""data":"AP8=""#, r#""late":true"#, r#""key":"0101"#] {
-            assert!(object.contains(part), "{part} in {object}");
-        }
-        assert!(!object.contains("text"), "{object}");
-        let frame = to_text(&MessageObject::frame(&late, None));
-        assert!(
-            frame.contains(r#""type":"message""#) && frame.contains(r#""content_type":"application/octet-stream""#)
-        );
-    }
-
-    #[test]
-    fn times_beyond_the_calendar_are_still_shown() {
-        assert_eq!(time(Hlc::at(0)), "1970-01-01T00:00:00.000Z");
-        assert_eq!(time(Hlc(u64::MAX)), "9999-12-30T22:00:00.999Z");
-    }
 
     #[test]
     fn since_is_a_time_or_a_span_before_now() {
         let now = Timestamp::from_millisecond(1_769_860_800_000).unwrap();
         let ago = |seconds: u64| Ok(1_769_860_800_000 - seconds * 1_000);
-        assert_eq!(read_since("2026-01-31T11:59:59.500Z", now), Ok(1_769_860_799_500));
-        assert_eq!(read_since("2026-01-31T13:00:00+01:00", now), ago(0));
-        assert_eq!(read_since("10m", now), ago(600));
-        assert_eq!(read_since("1h30m", now), ago(5_400));
-        assert_eq!(read_since("2d", now), ago(172_800));
-        assert_eq!(read_since("9000d", now).map(|since| since > 0), Ok(true));
-        assert_eq!(read_since("90000d", now), Ok(0));
+        assert_eq!(read_time("2026-01-31T11:59:59.500Z", "since", now), Ok(1_769_860_799_500));
+        assert_eq!(read_time("2026-01-31T13:00:00+01:00", "since", now), ago(0));
+        assert_eq!(read_time("10m", "since", now), ago(600));
+        assert_eq!(read_time("1h30m", "since", now), ago(5_400));
+        assert_eq!(read_time("2d", "since", now), ago(172_800));
+        assert_eq!(read_time("9000d", "since", now).map(|since| since > 0), Ok(true));
+        assert_eq!(read_time("90000d", "since", now), Ok(0));
         for bad in ["", "yesterday", "10", "-10m", "1mo"] {
-            assert_eq!(read_since(bad, now).unwrap_err().code, "malformed", "{bad}");
+            assert_eq!(read_time(bad, "since", now).unwrap_err().code, "malformed", "{bad}");
         }
     }
 
@@ -633,8 +520,16 @@ mod tests {
     fn a_page_is_asked_for_within_its_limits() {
         let query = |limit: &str| MessagesQuery { limit: Some(limit.into()), ..MessagesQuery::default() };
         let now = Timestamp::UNIX_EPOCH;
-        assert_eq!(MessagesQuery::default().read(now).unwrap().limit, LIMIT_DEFAULT);
-        assert_eq!(query("1000").read(now).unwrap().limit, LIMIT_MAX);
+        let limit = |query: MessagesQuery| match query.read(now).unwrap() {
+            Wanted::Page(query) | Wanted::Walk(query, _) => query.limit,
+        };
+        assert_eq!(limit(MessagesQuery::default()), LIMIT_DEFAULT);
+        assert_eq!(limit(query("1000")), LIMIT_MAX);
+        let walk = |next: &str| MessagesQuery { next: Some(next.into()), ..MessagesQuery::default() };
+        assert!(matches!(walk("").read(now), Ok(Wanted::Walk(_, None))));
+        assert_eq!(walk("x").read(now).unwrap_err().code, "malformed");
+        let both = MessagesQuery { before: Some("x".into()), ..walk("") };
+        assert_eq!(both.read(now).unwrap_err().code, "malformed");
         for bad in ["0", "1001", "-1", "x", ""] {
             assert_eq!(query(bad).read(now).unwrap_err().code, "malformed", "{bad}");
         }

@@ -6,7 +6,10 @@
 mod api;
 mod assets;
 mod guard;
+mod history;
+mod objects;
 mod socket;
+mod standings;
 #[cfg(test)]
 mod tests;
 
@@ -38,6 +41,7 @@ use warp::{Filter, path};
 use self::api::Failure;
 use self::guard::{Foreign, Guard};
 use self::socket::Times;
+use self::standings::Standings;
 use crate::handle::Handle;
 use crate::metrics::count;
 
@@ -155,6 +159,7 @@ struct Site {
     /// Free places for WebSockets.
     places: Arc<Semaphore>,
     times: Times,
+    standings: Standings,
     closing: watch::Receiver<bool>,
     /// Dropped with the last task that serves somebody.
     _alive: Option<mpsc::Sender<Infallible>>,
@@ -164,7 +169,8 @@ impl Site {
     fn new(handle: Handle, access: Access) -> Site {
         let places = Arc::new(Semaphore::new(SOCKETS_MAX));
         let (_, closing) = watch::channel(false);
-        Site { handle, guard: Guard::new(access), places, times: Times::default(), closing, _alive: None }
+        let (standings, times) = (Standings::new(handle.clone()), Times::default());
+        Site { handle, guard: Guard::new(access), places, times, standings, closing, _alive: None }
     }
 
     /// Waits until all is to be closed.
@@ -197,7 +203,9 @@ fn tree(site: Arc<Site>) -> impl Filter<Extract = (Response,), Error = Infallibl
         .then(root);
     let healthz = warp::path!("healthz").and(reads.clone()).map(|_| "ok\n".into_response());
     let readyz = warp::path!("readyz").and(reads.clone()).map(|site: Arc<Site>| api::readyz(&site.handle));
-    let metrics = warp::path!("metrics").and(reads.clone()).map(|site: Arc<Site>| api::metrics(&site.handle));
+    let metrics = warp::path!("metrics")
+        .and(reads.clone())
+        .then(|site: Arc<Site>| async move { api::metrics(&site.handle).await });
     let health = root.or(healthz).unify().or(readyz).unify().or(metrics).unify().boxed();
 
     let node = warp::path!("node").and(reads.clone()).map(|site: Arc<Site>| api::node(&site.handle));
@@ -213,11 +221,26 @@ fn tree(site: Arc<Site>) -> impl Filter<Extract = (Response,), Error = Infallibl
         .and(reads.clone())
         .and(warp::query())
         .then(|id: String, site: Arc<Site>, query| async move { answer(api::held(&site.handle, &id, query).await) });
-    let export = warp::path!("messages" / "export").map(|| Failure::not_available("log to export").into_response());
-    let durables = warp::path!("durables" / ..).map(|| Failure::not_available("named cursors").into_response());
-    let publish = warp::path!("messages").and(warp::post()).and(site).and(warp::body::stream()).then(publish);
+    let export = warp::path!("messages" / "export")
+        .and(reads.clone())
+        .and(warp::query())
+        .then(|site: Arc<Site>, query| async move { answer(history::messages(&site.handle, query).await) });
+    let publish = warp::path!("messages").and(warp::post()).and(site.clone()).and(warp::body::stream()).then(publish);
+    let archive = warp::path!("history" / "export")
+        .and(reads.clone())
+        .then(|site: Arc<Site>| async move { answer(history::export(&site.handle).await) });
+    let import =
+        warp::path!("history" / "import").and(warp::post()).and(site.clone()).and(warp::body::stream()).then(import);
+    let durables = warp::path!("durables")
+        .and(reads.clone())
+        .then(|site: Arc<Site>| async move { answer(history::durables(&site.handle).await) });
+    let remove = warp::path!("durables" / String).and(warp::delete()).and(site).then(
+        |name: String, site: Arc<Site>| async move { answer(history::remove_durable(&site.handle, &name).await) },
+    );
     let lists = node.or(peers).unify().or(rooms).unify().or(messages).unify().boxed();
-    let rest = held.or(export).unify().or(durables).unify().or(publish).unify().boxed();
+    let said = held.or(export).unify().or(publish).unify().boxed();
+    let kept = archive.or(import).unify().or(durables).unify().or(remove).unify().boxed();
+    let rest = said.or(kept).unify();
     let api = warp::path!("api" / "v1" / ..).and(lists.or(rest).unify());
 
     // To be no file is a rejection like any other, else it would hide why the API did not take the request.
@@ -258,6 +281,10 @@ async fn publish(site: Arc<Site>, body: impl Stream<Item = Result<impl Buf, warp
         site.refused("too_large");
     }
     answer(done)
+}
+
+async fn import(site: Arc<Site>, body: impl Stream<Item = Result<impl Buf, warp::Error>>) -> Response {
+    answer(history::import(&site.handle, body).await)
 }
 
 fn answer(done: Result<Response, Failure>) -> Response {

@@ -14,8 +14,11 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::{WebSocketStream, client_async};
 
 use super::*;
+use crate::aside::Aside;
 use crate::error::PublishError;
-use crate::handle::{Ask, FoundBy, Info, Inner, Peer, PeerState, Published, State, Submission, Window};
+use crate::handle::{
+    Ask, FoundBy, HistoryHealth, Info, Inner, Peer, PeerState, Published, Standing, State, Submission, Window,
+};
 use crate::id::{EntryId, Epoch, Key, NodeId, Run, Seq};
 use crate::metrics::Metrics;
 use crate::replica::batch::{Author, Batch, Draft};
@@ -70,7 +73,7 @@ impl Keeper {
                 let item = |batch: &Batch| Item::Batch { batch: batch.clone(), late: false };
                 let backlog = self.batches.iter().filter(|_| after.is_some()).map(item).collect();
                 let covered = after.clone().unwrap_or_else(|| self.cursor());
-                let (feed, subscription) = queue(filter, after.is_some(), covered, backlog, Arc::default());
+                let (feed, subscription) = queue(filter, after.is_some(), covered, backlog, Arc::default(), None);
                 self.feeds.push(feed);
                 let _ = reply.send(subscription);
             }
@@ -80,6 +83,11 @@ impl Keeper {
             }
             Ask::HeldBy { count: 0, reply, .. } => drop(reply.send(0)),
             Ask::HeldBy { reply, .. } => self.waiting.push(reply),
+            Ask::Standing { ids, reply } => {
+                let sent = |_| Standing { state: State::Sent, stored_by: 0 };
+                let _ = reply.send(ids.into_iter().map(sent).collect());
+            }
+            Ask::Import { reply, .. } => drop(reply),
             Ask::Shutdown { reply } => return Some(reply),
         }
         None
@@ -107,9 +115,23 @@ fn fake(mesh: &str) -> Fake {
         data_dir: None,
     };
     let events = broadcast::channel(1).0;
-    let (metrics, aside) = (Metrics::new(), tokio::sync::Semaphore::new(1));
+    let (metrics, aside) = (Metrics::new(), Aside::new().unwrap());
     let addresses = watch::channel(Arc::from([])).1;
-    let handle = Handle::new(Inner { info, publish, ask, peers: shown, addresses, events, metrics, aside });
+    let health = watch::channel(HistoryHealth::None).1;
+    let holders = Arc::default();
+    let handle = Handle::new(Inner {
+        info,
+        publish,
+        ask,
+        peers: shown,
+        addresses,
+        events,
+        metrics,
+        aside,
+        log: None,
+        holders,
+        health,
+    });
     tokio::spawn(async move {
         let mut keeper = Keeper::default();
         let stopped = loop {

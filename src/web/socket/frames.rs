@@ -1,0 +1,99 @@
+//! The frames of `hubless.v1`: JSON objects with a `type`.
+
+use serde::{Deserialize, Serialize};
+use tokio_tungstenite::tungstenite::protocol::Message as WsMessage;
+
+use super::super::api::{self, Failure};
+use super::super::objects::{NodeObject, PeerObject, RoomObject};
+use crate::handle::{Gap, GapReason, HistoryHealth, State};
+use crate::id::EntryId;
+
+/// A frame from a client; which fields it has depends on its type.
+#[derive(Debug, Default, Deserialize)]
+#[serde(expecting = "a JSON object with a type")]
+pub(super) struct Incoming {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub name: Option<String>,
+    pub after: Option<String>,
+    pub durable: Option<String>,
+    pub client_id: Option<String>,
+    pub room: Option<String>,
+    pub text: Option<String>,
+    pub content_type: Option<String>,
+    pub data: Option<String>,
+    pub cursor: Option<String>,
+}
+
+impl Incoming {
+    pub fn read(frame: &WsMessage) -> Result<Incoming, Failure> {
+        match frame {
+            WsMessage::Text(text) => serde_json::from_str(text).map_err(|error| Failure::malformed(error.to_string())),
+            _ => Err(Failure::malformed("a frame is JSON text")),
+        }
+    }
+}
+
+/// A frame to a client; `message` is made elsewhere.
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(super) enum Outgoing<'a> {
+    Welcome {
+        /// `node`, `mesh` and the rest, as the API shows them.
+        #[serde(flatten)]
+        node: NodeObject<'a>,
+        rooms: Vec<RoomObject<'a>>,
+        peers: Vec<PeerObject<'a>>,
+        cursor: String,
+        /// The durable cursor that this socket holds.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        durable: Option<&'a str>,
+    },
+    Accepted {
+        client_id: Option<&'a str>,
+        id: EntryId,
+        state: State,
+    },
+    Stored {
+        id: EntryId,
+        by: usize,
+        state: State,
+    },
+    Acked {
+        cursor: &'a str,
+    },
+    Gap {
+        missing: u64,
+        reason: GapReason,
+    },
+    Peers {
+        peers: Vec<PeerObject<'a>>,
+    },
+    CatchUp {
+        missing: u64,
+        done: u64,
+    },
+    History {
+        state: HistoryHealth,
+    },
+    Error {
+        code: &'a str,
+        message: &'a str,
+        client_id: Option<&'a str>,
+    },
+    Pong,
+}
+
+impl Outgoing<'_> {
+    pub fn text(&self) -> String {
+        api::to_text(self)
+    }
+
+    pub fn gap(Gap { missing, reason }: Gap) -> String {
+        Outgoing::Gap { missing, reason }.text()
+    }
+
+    pub fn error(failure: &Failure, client_id: Option<&str>) -> String {
+        Outgoing::Error { code: failure.code, message: &failure.message, client_id }.text()
+    }
+}
