@@ -235,14 +235,13 @@ async fn import(options: Import) -> Outcome {
     with_log(&place, true, interrupted(), async |joined| {
         let imported = joined.api.upload::<Imported>("/api/v1/history/import", chunks(source)).await;
         let imported = imported.map_err(|error| {
-            let ApiError::Refused { code, message, .. } = error else { return error.into() };
-            let hint = match code.as_str() {
-                "corrupt_import" => "export it anew for the rest",
-                "newer_import" => "import it with the newer hubless",
-                _ => return Failure::failed(message),
+            let hint = match &error {
+                ApiError::Refused { code, .. } if code == "corrupt_import" => "export it anew for the rest",
+                ApiError::Refused { code, .. } if code == "newer_import" => "import it with the newer hubless",
+                _ => return error.into(),
             };
             let name = if file == Path::new("-") { "stdin".into() } else { file.display().to_string() };
-            Failure::failed(format!("{name}: {message}")).hint(hint)
+            Failure::failed(format!("{name}: {error}")).hint(hint)
         })?;
         if json {
             writeln!(io::stdout().lock(), "{}", json!(imported)).map_err(Failure::output)?;

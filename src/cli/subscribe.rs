@@ -123,6 +123,10 @@ async fn open<'a>(
     }
     if let Some(durable) = &durable {
         hello["durable"] = durable.as_str().into();
+        if printer.wanted.is_some() {
+            // So that it can end anywhere with everything acknowledged that it printed, and nothing else.
+            hello["burst"] = 1.into();
+        }
     }
     socket.send(Frame::text(hello.to_string())).await.map_err(|_| stopped())?;
     Ok(Some(Live { socket, printer, terminal, durable, unacked: None, unkept: None }))
