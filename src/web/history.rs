@@ -258,7 +258,45 @@ fn unescape(text: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::Pin;
+
+    use hyper::body::Body as _;
+    use tokio::sync::oneshot;
+
     use super::*;
+
+    async fn next_piece(response: &mut Response) -> Option<Result<Bytes, warp::Error>> {
+        let frame = std::future::poll_fn(|cx| Pin::new(response.body_mut()).poll_frame(cx)).await?;
+        Some(frame.map(|frame| frame.into_data().unwrap_or_default()))
+    }
+
+    #[tokio::test]
+    async fn a_stream_is_made_as_it_is_read_and_ends_with_its_reader() {
+        let (ended, end) = oneshot::channel();
+        let mut response = streamed("text/plain", |pieces| async move {
+            let mut made = 0;
+            while pieces.send(Ok(Bytes::from_static(b"x"))).await.is_ok() {
+                made += 1;
+            }
+            ended.send(made).map_err(|_| io::Error::other("nobody asks"))
+        });
+        for _ in 0..10 {
+            assert_eq!(next_piece(&mut response).await.unwrap().unwrap(), "x");
+        }
+        drop(response);
+        let made = timeout(Duration::from_secs(10), end).await.expect("it ends").unwrap();
+        assert!(made <= 10 + PIECES_MAX, "{made}");
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_cannot_go_on_does_not_look_complete() {
+        let mut response = streamed("text/plain", |pieces| async move {
+            let _ = pieces.send(Ok(Bytes::from_static(b"half"))).await;
+            Err(io::Error::other("the disk"))
+        });
+        assert_eq!(next_piece(&mut response).await.unwrap().unwrap(), "half");
+        assert!(next_piece(&mut response).await.unwrap().is_err());
+    }
 
     #[test]
     fn a_name_in_a_path_is_read_as_it_was_meant() {

@@ -17,7 +17,7 @@ use super::*;
 use crate::aside::Aside;
 use crate::error::PublishError;
 use crate::handle::{
-    Ask, FoundBy, HistoryHealth, Info, Inner, Peer, PeerState, Published, Standing, State, Submission, Window,
+    Ask, Event, FoundBy, HistoryHealth, Info, Inner, Peer, PeerState, Published, Standing, State, Submission, Window,
 };
 use crate::id::{EntryId, Epoch, Key, NodeId, Run, Seq};
 use crate::metrics::Metrics;
@@ -96,6 +96,7 @@ impl Keeper {
 
 struct Fake {
     handle: Handle,
+    events: broadcast::Sender<Event>,
     peers: mpsc::UnboundedSender<Arc<[Peer]>>,
     items: mpsc::UnboundedSender<Item>,
 }
@@ -114,7 +115,8 @@ fn fake(mesh: &str) -> Fake {
         interfaces: Arc::new([]),
         data_dir: None,
     };
-    let events = broadcast::channel(1).0;
+    let events = broadcast::channel(16).0;
+    let told = events.clone();
     let (metrics, aside) = (Metrics::new(), Aside::new().unwrap());
     let addresses = watch::channel(Arc::from([])).1;
     let health = watch::channel(HistoryHealth::None).1;
@@ -153,7 +155,7 @@ fn fake(mesh: &str) -> Fake {
         drop((show, submissions, asks, keeper));
         stopped.map(|reply| reply.send(()))
     });
-    Fake { handle, peers, items }
+    Fake { handle, events: told, peers, items }
 }
 
 /// Serves a fake node with a changed site on any port.
@@ -340,6 +342,18 @@ async fn news_of_peers_comes_soon_and_their_round_trips_do_not_flood() {
     fake.peers.send(peer(PeerState::Down, 100)).unwrap();
     assert_eq!(next(&mut socket).await.unwrap()["peers"][0]["state"], "down");
     assert!(started.elapsed() >= Duration::from_millis(450), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_client_hears_how_the_history_is_and_how_far_it_has_caught_up() {
+    let (fake, web) = serve(|_| {}).await;
+    let mut socket = join(&web).await;
+    fake.events.send(Event::CatchUp { missing: 900, done: 100 }).unwrap();
+    assert_eq!(next(&mut socket).await, Ok(json!({ "type": "catch_up", "missing": 900, "done": 100 })));
+    fake.events.send(Event::History(HistoryHealth::Full)).unwrap();
+    assert_eq!(next(&mut socket).await, Ok(json!({ "type": "history", "state": "full" })));
+    fake.events.send(Event::History(HistoryHealth::Working)).unwrap();
+    assert_eq!(next(&mut socket).await, Ok(json!({ "type": "history", "state": "working" })));
 }
 
 #[tokio::test]
