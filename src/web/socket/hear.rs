@@ -236,7 +236,8 @@ impl Client {
     }
 
     async fn obey(&mut self, handle: &Handle, incoming: Incoming) -> Result<Done, Failure> {
-        let Incoming { kind, name, client_id, room, text, content_type, data, cursor, after: _, durable: _, burst: _ } = incoming;
+        let Incoming { kind, name, client_id, room, text, content_type, data, cursor, after: _, durable: _, burst: _ } =
+            incoming;
         match kind.as_str() {
             "send" => {
                 let draft = Said { room, text, mime: content_type, data, name, client_id }.draft()?;

@@ -58,7 +58,17 @@ impl<'a> Out<'a> {
         shown: Arc<[Peer]>,
     ) -> Out<'a> {
         let Site { handle, standings, times, .. } = site;
-        Out { handle, standings, sink, times: *times, protocol, peers, shown, followed: Followed::default(), burst_max: BURST_MESSAGES_MAX }
+        Out {
+            handle,
+            standings,
+            sink,
+            times: *times,
+            protocol,
+            peers,
+            shown,
+            followed: Followed::default(),
+            burst_max: BURST_MESSAGES_MAX,
+        }
     }
 
     pub async fn run(&mut self, source: Source, answers: mpsc::Receiver<Answer>) -> End {
