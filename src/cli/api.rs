@@ -108,6 +108,19 @@ impl Api {
         answer.map_err(|_| ApiError::Unreachable(io::ErrorKind::TimedOut.into()))?
     }
 
+    /// Sends `body` to `path`; the node may take `patience` before it answers.
+    pub async fn post<T: DeserializeOwned>(
+        &mut self,
+        path: &str,
+        body: &serde_json::Value,
+        patience: Duration,
+    ) -> Result<T, ApiError> {
+        let request = request(Method::POST, path, whole(body.to_string().into()))?;
+        let answer = async { read(self.exchange(request).await?).await };
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT + patience, answer).await;
+        answer.map_err(|_| ApiError::Unreachable(io::ErrorKind::TimedOut.into()))?
+    }
+
     /// Asks for `path`, whose answer may be of any length.
     pub async fn download(&mut self, path: &str) -> Result<Download, ApiError> {
         let request = request(Method::GET, path, whole(Bytes::new()))?;

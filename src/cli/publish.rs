@@ -27,6 +27,8 @@ use super::{Exit, Failure, Outcome, plain};
 const UNHELD_MAX: usize = 65_536;
 /// Lines handed to the node that it has not answered for; reading waits beyond it.
 const UNANSWERED_MAX: usize = 1_024;
+/// Lines that the node is asked about at a time.
+const WATCHED_MAX: usize = 1_000;
 /// How long the node may take to answer for a line.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest that one question to the node is open.
@@ -301,32 +303,37 @@ fn exit(code: &str) -> Exit {
 /// Waits for each message until another node has it or its time is over.
 async fn watch(mut api: Api, mut posted: mpsc::Receiver<Posted>, aim: Aim) -> Outcome<Tally> {
     let Aim { volatile_ok, json, .. } = aim;
-    let aim = if volatile_ok { "volatile=1" } else { "stored=1" };
+    let aim = if volatile_ok { "count" } else { "stored" };
     let mut tally = Tally::default();
     let mut out = std::io::BufWriter::new(std::io::stdout());
-    while let Some(Posted { id, state, by }) = posted.recv().await {
-        let (Held { held_by, stored_by }, safe) = loop {
+    let mut some = Vec::new();
+    while posted.recv_many(&mut some, WATCHED_MAX).await > 0 {
+        let by = some.iter().map(|posted| posted.by).max().unwrap_or_else(Instant::now);
+        let ids = Vec::from_iter(some.iter().map(|posted| posted.id.as_str()));
+        let enough = |held: &Held| if volatile_ok { held.held_by > 0 } else { held.stored_by > 0 };
+        let held = loop {
             let left = by.saturating_duration_since(Instant::now()).min(POLL_MAX);
-            let path = format!("/api/v1/messages/{id}/held?count=1&{aim}&wait={}ms", left.as_millis());
-            let held: Held = api.get(&path, left).await?;
-            let safe = if volatile_ok { held.held_by > 0 } else { held.stored_by > 0 };
-            if safe || left < POLL_MAX {
-                break (held, safe);
+            let question = json!({ "ids": ids, aim: 1, "wait": format!("{}ms", left.as_millis()) });
+            let held: Vec<Held> = api.post("/api/v1/messages/held", &question, left).await?;
+            if left < POLL_MAX || held.iter().all(enough) {
+                break held;
             }
         };
-        let state = if stored_by > 0 { "replicated".into() } else { state };
-        tally.published += 1;
-        tally.safe += u64::from(safe);
-        tally.volatile += u64::from(!safe && held_by > 0);
-        tally.nodes = if volatile_ok { held_by } else { stored_by };
-        if json {
-            let line = json!({ "id": id, "state": state, "stored_by": stored_by });
-            writeln!(out, "{line}").map_err(Failure::output)?;
-            if posted.is_empty() {
-                out.flush().map_err(Failure::output)?;
+        for (Posted { id, state, .. }, held) in some.drain(..).zip(held) {
+            let Held { held_by, stored_by } = held;
+            let safe = enough(&held);
+            let state = if stored_by > 0 { "replicated".into() } else { state };
+            tally.published += 1;
+            tally.safe += u64::from(safe);
+            tally.volatile += u64::from(!safe && held_by > 0);
+            tally.nodes = if volatile_ok { held_by } else { stored_by };
+            if json {
+                let line = json!({ "id": id, "state": state, "stored_by": stored_by });
+                writeln!(out, "{line}").map_err(Failure::output)?;
             }
+            tally.state = state;
         }
-        tally.state = state;
+        out.flush().map_err(Failure::output)?;
     }
     Ok(tally)
 }
