@@ -1,7 +1,8 @@
 // The page: ties store, line to the node and panels together, and turns what a person does into frames.
 
 import { byId, setAttribute, setText, soon } from './dom.js';
-import { Banner, People, Rooms } from './panels.js';
+import { Banner, People, Rooms, Status } from './panels.js';
+import { Search } from './search.js';
 import { Link } from './socket.js';
 import { Store, TEXT_BYTES_MAX, bytesOf, roomFault, shelf, tidyName } from './store.js';
 import { Log, sizeText } from './view.js';
@@ -16,8 +17,11 @@ const store = new Store();
 const rooms = new Rooms(store);
 const people = new People(store);
 const banner = new Banner(() => link.hurry());
+const status = new Status();
 const log = new Log(store, {
   older: room => load(room),
+  newer: room => loadNewer(room),
+  newest: room => { store.attach(room); load(room); },
   retry: line => deliver(store.retry(line)),
   discard: line => { store.discard(line); release(); render(); },
   scrolled: () => { look(); render(); },
@@ -25,6 +29,7 @@ const log = new Log(store, {
   live: () => link.live,
 });
 const text = byId('text');
+const search = new Search({ api, jump, open: () => closeDrawers() });
 
 let current = store.room(roomInUrl());
 let name = kept.get('name') ?? guestName();
@@ -50,12 +55,26 @@ async function prepare() {
     store.learnRooms(list);
     store.takePage(room, page);
     store.cursor = page.after;
+    lookBack(room);
     room.fault = false;
     log.hush();
     if (room === current) look();
     render();
   }
   return { name, after: store.cursor };
+}
+
+/** Finds where in a room begins what came since the last visit. */
+async function lookBack(room) {
+  if (!store.left || store.left.mesh !== store.node?.mesh || room.lookedBack) return;
+  room.lookedBack = true;
+  try {
+    const { messages } = await api(`${newest(room, 20)}&after=${encodeURIComponent(store.left.cursor)}`);
+    const first = messages.find(raw => !store.own.has(raw.id));
+    if (!first || room.firstNewId || room.sinceVisit) return;
+    store.sinceVisit(room, first);
+    render();
+  } catch { /* the line is not drawn, then */ }
 }
 
 /** Loads the newest page of a room, or the one before what is there. */
@@ -70,7 +89,12 @@ async function load(room) {
     do {
       const { before } = room;
       const path = wasLoaded ? newest(room, before === undefined ? LONG_PAGE : PAGE) : newest(room, PAGE);
-      added = store.takePage(room, await api(wasLoaded && before ? `${path}&before=${encodeURIComponent(before)}` : path));
+      const place = !wasLoaded || !before ? '' : before.until ? `&until=${iso(before.until)}` : `&before=${encodeURIComponent(before)}`;
+      const page = await api(path + place);
+      // The newest page of a room that was left meanwhile would join what does not belong together.
+      if (!wasLoaded && room.detached) break;
+      added = store.takePage(room, page);
+      if (!wasLoaded) lookBack(room);
     } while (wasLoaded && added === 0 && room.before !== null);
   } catch {
     room.fault = true;
@@ -82,10 +106,62 @@ async function load(room) {
   log.grown();
 }
 
+const iso = time => new Date(time).toISOString();
+
+/** Loads what follows where the lines of a room end before the newest. */
+async function loadNewer(room) {
+  if (room.loadingNewer || !room.detached) return;
+  room.loadingNewer = true;
+  room.newerFault = false;
+  const end = room.lines.at(-1), { next } = room;
+  try {
+    const place = next.place ? encodeURIComponent(next.place) : '';
+    const since = next.since ? `&since=${iso(next.since)}` : '';
+    const page = await api(`${newest(room, PAGE)}&next=${place}${since}`);
+    // What is live goes on from the newest page, if it begins before the end of this one.
+    const live = page.next ? null : await api(newest(room, LONG_PAGE));
+    if (room.next !== next) return;
+    store.takeNewer(room, page);
+    if (live) store.takePage(room, { messages: live.messages, before: room.before });
+  } catch {
+    room.newerFault = true;
+  } finally {
+    room.loadingNewer = false;
+  }
+  if (room !== current) return;
+  if (!room.detached) store.pendAgain(room);
+  log.grownBelow(end);
+  look();
+  render();
+}
+
+/** Goes to a message that was found, wherever it is. */
+async function jump(raw) {
+  const room = store.room(raw.room);
+  enter(room);
+  if (!room.byId.has(raw.id)) {
+    const time = Date.parse(raw.time);
+    const page = await api(`${newest(room, PAGE)}&until=${iso(time)}`);
+    store.detach(room, time, page);
+    log.show(room);
+    await loadNewer(room);
+  }
+  const line = room.byId.get(raw.id);
+  if (line && room === current) log.reveal(line);
+}
+
 function learnNode(node) {
   if (!node) return;
   if (store.node && store.node.mesh !== node.mesh) return location.reload();
   store.node = node;
+  showHistory(node.history);
+}
+
+/** What the disk refused is sent again when there is room. */
+function showHistory(state) {
+  if (state) status.history(state);
+  if (state !== 'working') return;
+  for (const line of store.refusedByDisk()) deliver(store.retry(line));
 }
 
 const frames = {
@@ -102,12 +178,18 @@ const frames = {
     arrived(raw, store.take(raw));
     store.cursor = frame.cursor ?? raw.cursor ?? store.cursor;
   },
-  accepted({ client_id, id }) {
-    store.accepted(client_id, id);
+  accepted({ client_id, id, state }) {
+    store.accepted(client_id, id, state);
     release();
   },
-  stored({ id, by }) {
-    store.stored(id, Array.isArray(by) ? by.length : Number(by) || 0);
+  stored({ id, by, state }) {
+    store.stored(id, Number(by) || 0, state);
+  },
+  catch_up({ missing, done }) {
+    status.catchUp(missing, done);
+  },
+  history({ state }) {
+    showHistory(state);
   },
   peers({ peers }) {
     store.peers = peers ?? [];
@@ -173,7 +255,7 @@ function render() {
 }
 
 const renderPanels = soon(() => {
-  store.trim(log.atBottom ? null : current);
+  store.trim(log.atBottom ? null : current, log.lower);
   rooms.render(current);
   people.render(link.live);
   const { node } = store;
@@ -251,11 +333,13 @@ byId('composer').addEventListener('submit', event => {
   if (said === '' || tooLong()) return;
   if (!byId('name-form').hidden) saveName();
   notice('');
+  // What is said stands at the end of the room.
+  if (current.detached) { store.attach(current); load(current); }
   const line = store.compose(current, said, name);
   deliver(store.outbox.get(line.client));
   text.value = '';
   fit();
-  current.firstNew = null;
+  Object.assign(current, { firstNew: null, firstNewId: null });
   log.toBottom();
   text.focus({ preventScroll: true });
 });
@@ -393,8 +477,11 @@ addEventListener('keydown', event => {
   if (event.altKey && !event.ctrlKey && !event.metaKey && (event.key === 'ArrowUp' || event.key === 'ArrowDown')) {
     event.preventDefault();
     neighbour(event.key === 'ArrowUp' ? -1 : 1);
+  } else if ((event.ctrlKey || event.metaKey) && event.key === 'k') {
+    event.preventDefault();
+    search.show();
   } else if (event.key === 'Escape') {
-    if (closeDrawers()) return;
+    if (closeDrawers() || search.hide()) return;
     log.toBottom();
     text.focus({ preventScroll: true });
   } else if (event.key.length === 1 && event.key !== ' ' && !event.ctrlKey && !event.metaKey && !event.altKey

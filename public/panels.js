@@ -142,3 +142,36 @@ export class Banner {
     else this.patience = setTimeout(() => { this.element.hidden = false; }, 400);
   }
 }
+
+const DISK = {
+  full: 'The disk of this node is full. Nothing is published until there is room; what others say is shown and passed on, but not kept here.',
+  failing: 'The disk of this node fails. Nothing is published until it works; what others say is shown and passed on, but not kept here.',
+};
+// What was fetched is shown for a moment when it is complete.
+const DONE_MS = 3000;
+
+/** Shows how the node's history is: what it fetches from others, and a disk that takes nothing. */
+export class Status {
+  constructor() {
+    this.bar = byId('catch-up');
+    this.fill = byId('catch-up-fill');
+  }
+
+  catchUp(missing, done) {
+    clearTimeout(this.ending);
+    const all = missing + done;
+    this.bar.hidden = false;
+    this.fill.max = Math.max(1, all);
+    this.fill.value = done;
+    setText(byId('catch-up-text'), missing > 0
+      ? `Catching up: ${done.toLocaleString()} of ${all.toLocaleString()} messages`
+      : `Caught up: ${done.toLocaleString()} messages came from other nodes`);
+    if (missing === 0) this.ending = setTimeout(() => { this.bar.hidden = true; }, DONE_MS);
+  }
+
+  history(state) {
+    const words = DISK[state];
+    byId('disk').hidden = !words;
+    setText(byId('disk-text'), words ?? '');
+  }
+}

@@ -6,8 +6,8 @@ export const NAME_CHARS_MAX = 64;
 const NAME_BYTES_MAX = 128;
 // Messages kept of a room in which nobody scrolls back; what is older can be loaded again.
 const KEPT = 1000;
-// Messages kept of a room in any case.
-const HELD_MAX = 20_000;
+// Messages kept of a room in any case: who scrolls on lets go of the other end.
+const HELD_MAX = 3000;
 const GAPS_MAX = 50;
 const OWN_IDS_MAX = 300;
 const SAVE_MS = 500;
@@ -51,8 +51,6 @@ export function shelf(storage) {
 }
 
 const kept = shelf('localStorage');
-// Of this tab alone, so that no other tab sends it again.
-const keptByTab = shelf('sessionStorage');
 
 let lines = 0;
 
@@ -63,13 +61,16 @@ let lines = 0;
 class Line {
   constructor(fields) {
     Object.assign(this, {
-      id: null, client: null, text: '', type: null, bytes: 0, name: '', node: '', time: 0, via: 'mesh', storedBy: 0,
-      late: false, own: false, placed: false, guessed: false, status: null, fault: '', open: false,
+      id: null, client: null, text: '', type: null, bytes: 0, name: '', node: '', time: 0, hlc: '', via: 'mesh', storedBy: 0,
+      state: '', late: false, own: false, placed: false, guessed: false, status: null, fault: '', code: '', open: false,
     }, fields);
     this.turn = lines++;
     this.revision = 0;
   }
 }
+
+/** A node's time as its messages carry it, at the end of a millisecond of our own. */
+const hlcOf = time => ((BigInt(Math.floor(time)) << 16n) | 0xffffn).toString(16).padStart(16, '0');
 
 /** A message object, or a frame with its fields: there `type` says what the frame is. */
 function fromWire(raw) {
@@ -78,15 +79,15 @@ function fromWire(raw) {
   return {
     id: raw.id, key: raw.key ?? null, text: text ?? '', type: text === null ? String(raw.content_type ?? raw.type ?? 'data') : null,
     bytes: Math.floor(data.length * 3 / 4) - (data.endsWith('==') ? 2 : data.endsWith('=') ? 1 : 0),
-    name: String(raw.name ?? ''), node: String(raw.node ?? ''), time: Date.parse(raw.time) || 0, via: raw.via ?? 'mesh',
-    storedBy: raw.stored_by ?? 0, late: raw.late === true, placed: true, guessed: false,
+    name: String(raw.name ?? ''), node: String(raw.node ?? ''), time: Date.parse(raw.time) || 0, hlc: String(raw.hlc ?? ''), via: raw.via ?? 'mesh',
+    storedBy: raw.stored_by ?? 0, state: String(raw.state ?? ''), late: raw.late === true, placed: true, guessed: false,
   };
 }
 
-/** By time, then by id: node, epoch, and seq as a number. */
+/** By the node's time, then by id: node, epoch, and seq as a number. */
 function order(a, b) {
   if (!a.placed || !b.placed) return a.placed - b.placed ? (a.placed ? -1 : 1) : a.turn - b.turn;
-  if (a.time !== b.time) return a.time - b.time;
+  if (a.hlc !== b.hlc) return a.hlc < b.hlc ? -1 : 1;
   const [nodeA, epochA, seqA = ''] = a.id.split('.');
   const [nodeB, epochB, seqB = ''] = b.id.split('.');
   if (nodeA !== nodeB) return nodeA < nodeB ? -1 : 1;
@@ -103,6 +104,8 @@ class Room {
     // Where older pages begin: a place, `null` at the beginning of what the node holds, `undefined` if to be found
     // anew from the newest page on.
     this.before = undefined;
+    // Where newer pages begin, `{ since }` or `{ place }`, while the lines here end before the newest; else `null`.
+    this.next = null;
     // Pages loaded: the oldest line of each and the place before it.
     this.marks = [];
     this.loaded = false;
@@ -114,10 +117,23 @@ class Room {
     this.read = read;
     this.last = 0;
     this.firstNew = null;
+    // The oldest message that came since the last visit, when it is not loaded yet.
+    this.firstNewId = null;
+    // The line of what is new is about the last visit, not about this one.
+    this.sinceVisit = false;
     this.draft = '';
   }
 
+  /** Whether newer messages than the lines here are there, but not loaded. */
+  get detached() {
+    return this.next !== null;
+  }
+
+  /** Puts a line into its place, unless that is beyond what is loaded; answers whether it is shown. */
   insert(line) {
+    if (line.placed && !line.guessed) this.last = Math.max(this.last, line.time);
+    const newest = this.lines.at(-1);
+    if (this.detached && !this.extending && (!line.placed || !newest || order(newest, line) < 0)) return false;
     let low = 0, high = this.lines.length;
     while (low < high) {
       const middle = (low + high) >> 1;
@@ -126,7 +142,11 @@ class Room {
     this.lines.splice(low, 0, line);
     if (line.id) this.byId.set(line.id, line);
     if (line.key) this.byKey.set(line.key, line);
-    if (line.placed && !line.guessed) this.last = Math.max(this.last, line.time);
+    if (line.id && (this.firstNewId === line.id || this.firstNew?.id === line.id)) {
+      this.firstNew = line;
+      this.firstNewId = null;
+    }
+    return true;
   }
 
   remove(line) {
@@ -151,6 +171,27 @@ class Room {
     line.revision++;
   }
 
+  /** Lets go of the newest lines: somebody reads far above them. */
+  trimEnd(max) {
+    if (this.lines.length <= max) return;
+    const gone = this.lines.splice(max);
+    for (const line of gone) this.unlist(line);
+    this.next = { since: this.lines.at(-1).time };
+  }
+
+  unlist(line) {
+    if (line.id && this.byId.get(line.id) === line) this.byId.delete(line.id);
+    if (line.key && this.byKey.get(line.key) === line) this.byKey.delete(line.key);
+  }
+
+  /** Forgets what is loaded. */
+  clear() {
+    this.lines = [];
+    this.byId.clear();
+    this.byKey.clear();
+    Object.assign(this, { before: undefined, next: null, marks: [], loaded: false });
+  }
+
   trim(max) {
     const over = this.lines.length - max;
     if (over <= 0) return;
@@ -162,6 +203,8 @@ class Room {
     if (this.loaded) {
       this.marks = this.marks.filter(mark => order(mark.oldest, this.lines[0]) >= 0);
       this.before = this.marks.at(-1)?.before;
+      // Behind a jump the newest page leads nowhere near.
+      if (this.before === undefined && this.detached) this.before = { until: this.lines[0].time };
     }
   }
 }
@@ -173,6 +216,8 @@ export class Store {
     this.rooms = new Map();
     this.gaps = [];
     this.cursor = null;
+    // What was seen by the end of the last visit, in which mesh.
+    this.left = kept.get('left');
     this.outbox = new Map();
     // Messages that may be the echo of a pending line; `accepted` will tell.
     this.aside = [];
@@ -181,9 +226,8 @@ export class Store {
     this.ownIds = kept.get('own', []);
     this.own = new Set(this.ownIds);
     this.room('lobby');
-    for (const { room, ...fields } of keptByTab.get('outbox', [])) {
-      this.pend(new Line({ ...fields, own: true }), this.room(room));
-    }
+    const unsent = Object.values(kept.get('unsent', {})).sort((a, b) => a.time - b.time);
+    for (const { room, ...fields } of unsent) this.pend(new Line({ ...fields, own: true }), this.room(room));
   }
 
   room(name) {
@@ -211,10 +255,11 @@ export class Store {
     }
   }
 
-  /** Takes a page of history; answers how many lines are new. */
+  /** Takes a page of history; answers how many lines are new. The newest page joins the room to what comes live. */
   takePage(room, { messages, before }) {
     let added = 0;
     const fresh = [];
+    if (!room.loaded) this.pendAgain(room);
     for (const raw of messages) {
       const line = this.take(raw, true);
       if (!line) continue;
@@ -222,13 +267,52 @@ export class Store {
       if (room.read !== null && !room.loaded && !line.own && line.time > room.read) fresh.push(line);
     }
     room.unread += fresh.length;
-    if (fresh.length) room.firstNew = fresh[0];
+    if (fresh.length && !room.sinceVisit) room.firstNew = fresh[0];
     room.stirred = false;
     room.before = before ?? null;
     const oldest = messages.length ? room.byId.get(messages[0].id) : null;
     if (oldest) room.marks.push({ oldest, before: room.before });
     room.loaded = true;
     return added;
+  }
+
+  /** Takes a page that goes on where the lines of a room end; answers how many lines are new. */
+  takeNewer(room, { messages, next }) {
+    let added = 0;
+    room.extending = true;
+    for (const raw of messages) added += this.take(raw, true) ? 1 : 0;
+    room.extending = false;
+    room.next = next ? { place: next } : null;
+    return added;
+  }
+
+  /** Begins a room anew with the page up to a time; what follows is to be loaded. */
+  detach(room, time, page) {
+    room.clear();
+    Object.assign(room, { loaded: true, next: { since: time } });
+    room.extending = true;
+    this.takePage(room, page);
+    room.extending = false;
+  }
+
+  /** Lets go of what is loaded of a room that is not joined to what comes live. */
+  attach(room) {
+    room.clear();
+  }
+
+  /** Lines that are still to be sent stand at the end again. */
+  pendAgain(room) {
+    for (const { line, room: of } of this.outbox.values()) {
+      if (of === room && !room.lines.includes(line)) room.insert(line);
+    }
+  }
+
+  /** What came since the last visit begins here. */
+  sinceVisit(room, raw) {
+    room.sinceVisit = true;
+    const line = room.byId.get(raw.id);
+    if (line) room.firstNew = line;
+    else Object.assign(room, { firstNew: null, firstNewId: raw.id });
   }
 
   /** Takes a message as the node sent it; answers the line if one was added. */
@@ -238,6 +322,7 @@ export class Store {
     const seen = room.byId.get(raw.id);
     if (seen) {
       if (seen.guessed) this.settle(room, seen, raw);
+      else this.rise(room, seen, raw.stored_by ?? 0, raw.state);
       return null;
     }
     if (raw.key && room.byKey.has(raw.key)) return null;
@@ -251,16 +336,18 @@ export class Store {
     if (line.own) line.status = 'accepted';
     // Above the oldest line there may be more that is not loaded: a line put there would hide a hole.
     if (!history && room.loaded && room.before !== null && room.lines[0]?.placed && order(line, room.lines[0]) < 0) return null;
-    room.insert(line);
+    const shown = room.insert(line);
     if (line.late && !history) this.fillGap(1);
-    return line;
+    // What is not shown in a room whose end is not loaded is new all the same, unless it comes with a page.
+    return shown || !history ? line : null;
   }
 
   /** The node's word on a line of our own. */
   settle(room, line, raw) {
     if (raw.key && room.byKey.has(raw.key) && room.byKey.get(raw.key) !== line) return room.remove(line);
     const { late, ...fields } = fromWire(raw);
-    room.change(line, { ...fields, status: 'accepted' });
+    // Word of who stores it may have been quicker.
+    room.change(line, { ...fields, storedBy: Math.max(line.storedBy, fields.storedBy), status: 'accepted' });
   }
 
   // Own lines.
@@ -268,7 +355,7 @@ export class Store {
   compose(room, text, name) {
     const line = new Line({ client: randomId(), text, name, own: true, time: Date.now(), status: 'pending' });
     this.pend(line, room);
-    this.saveOutbox();
+    this.saveUnsent(line.client);
     return line;
   }
 
@@ -283,45 +370,51 @@ export class Store {
     return [...this.outbox.values()].filter(({ line }) => line.status === 'pending');
   }
 
-  accepted(client, id) {
+  accepted(client, id, state = '') {
     const entry = this.outbox.get(client);
     if (!entry) return;
     const { line, room } = entry;
     this.outbox.delete(client);
-    this.saveOutbox();
+    this.saveUnsent(client);
     this.rememberOwn(id);
     const shown = room.byId.get(id);
     const at = this.aside.findIndex(({ raw }) => raw.id === id);
     if (shown) {
       room.remove(line);
-      room.change(shown, { own: true, status: 'accepted' });
+      room.change(shown, { own: true, status: 'accepted', state: shown.state === 'replicated' ? shown.state : state });
     } else if (at >= 0) {
       this.settle(room, line, this.aside.splice(at, 1)[0].raw);
     } else {
       const time = Math.max(room.last, Date.now());
-      room.change(line, { id, time, placed: true, guessed: true, status: 'accepted' });
+      room.change(line, { id, time, hlc: hlcOf(time), placed: true, guessed: true, status: 'accepted', state });
     }
   }
 
   refused(client, code, message) {
     const entry = this.outbox.get(client);
     if (!entry) return false;
-    entry.room.change(entry.line, { status: 'failed', fault: message || code, reused: code === 'client_id_reused' });
-    this.saveOutbox();
+    entry.room.change(entry.line, { status: 'failed', fault: message || code, code });
+    this.saveUnsent(client);
     return true;
   }
 
   retry(line) {
     const entry = this.outbox.get(line.client);
     if (!entry) return;
-    if (line.reused) {
+    if (line.code === 'client_id_reused') {
       this.outbox.delete(line.client);
+      this.saveUnsent(line.client);
       line.client = randomId();
       this.outbox.set(line.client, entry);
     }
-    entry.room.change(line, { status: 'pending', fault: '', reused: false });
-    this.saveOutbox();
+    entry.room.change(line, { status: 'pending', fault: '', code: '' });
+    this.saveUnsent(line.client);
     return entry;
+  }
+
+  /** Those that only the disk refused. */
+  refusedByDisk() {
+    return [...this.outbox.values()].map(({ line }) => line).filter(line => /^disk_/.test(line.code));
   }
 
   discard(line) {
@@ -329,7 +422,7 @@ export class Store {
     if (!entry) return;
     this.outbox.delete(line.client);
     entry.room.remove(line);
-    this.saveOutbox();
+    this.saveUnsent(line.client);
   }
 
   /** Takes what was set aside and turned out not to be an echo; answers what of it came live. */
@@ -339,16 +432,34 @@ export class Store {
     return waiting.map(({ raw, history }) => ({ raw, history, line: this.take(raw, history) })).filter(({ line, history }) => line && !history);
   }
 
-  stored(id, count) {
+  /** The node's word that so many other nodes have a message on disk. */
+  stored(id, count, state) {
     for (const room of this.rooms.values()) {
       const line = room.byId.get(id);
-      if (line) return room.change(line, { storedBy: count });
+      if (line) return this.rise(room, line, count, state);
     }
   }
 
-  saveOutbox() {
-    keptByTab.set('outbox', [...this.outbox.values()].map(({ line, room }) =>
-      ({ client: line.client, room: room.name, text: line.text, name: line.name, time: line.time, status: line.status, fault: line.fault })));
+  rise(room, line, storedBy, state = line.state) {
+    const known = Math.max(line.storedBy, storedBy);
+    if (known !== line.storedBy || (state !== line.state && line.state !== 'replicated')) {
+      room.change(line, { storedBy: known, state: known > 0 ? 'replicated' : state });
+    }
+  }
+
+  /** Keeps what is to be sent, for this page or whichever comes after it; it is one message however often it is sent. */
+  saveUnsent(client) {
+    // Another page of this browser may have some of its own.
+    const unsent = kept.get('unsent', {});
+    const entry = this.outbox.get(client);
+    if (entry) {
+      const { line, room } = entry;
+      const { text, name, time, status, fault, code } = line;
+      unsent[client] = { client, room: room.name, text, name, time, status, fault, code };
+    } else {
+      delete unsent[client];
+    }
+    kept.set('unsent', unsent);
   }
 
   rememberOwn(id) {
@@ -383,17 +494,28 @@ export class Store {
     // Another page of this browser may have read on.
     for (const [room, time] of Object.entries(kept.get('read', {}))) this.reads[room] = Math.max(time, this.reads[room] ?? 0);
     kept.set('read', this.reads);
+    this.saveLeft();
+  }
+
+  /** Keeps what this page has seen, for its next visit. */
+  saveLeft() {
+    if (this.cursor !== null && this.node) kept.set('left', { mesh: this.node.mesh, cursor: this.cursor });
   }
 
   /** Nobody scrolls in this room now. */
   leave(room) {
-    room.firstNew = null;
-    room.trim(KEPT);
+    Object.assign(room, { firstNew: null, firstNewId: null, sinceVisit: false });
+    if (room.detached) room.clear();
+    else room.trim(KEPT);
   }
 
-  /** Keeps rooms bounded; `held` is one in which somebody scrolls back. */
-  trim(held) {
-    for (const room of this.rooms.values()) room.trim(room === held ? HELD_MAX : KEPT);
+  /** Keeps rooms bounded; in `held` somebody scrolls, who reads in the `lower` half of its lines or in the upper. */
+  trim(held, lower) {
+    for (const room of this.rooms.values()) {
+      if (room !== held) room.trim(KEPT);
+      else if (lower) room.trim(HELD_MAX);
+      else room.trimEnd(HELD_MAX);
+    }
   }
 
   /** The node does not know the cursor any more: history begins anew, own lines stay. */
@@ -401,7 +523,7 @@ export class Store {
     this.cursor = null;
     for (const room of this.rooms.values()) {
       for (const line of room.lines.filter(line => line.placed)) room.remove(line);
-      Object.assign(room, { before: undefined, marks: [], loaded: false, loading: false });
+      Object.assign(room, { before: undefined, next: null, marks: [], loaded: false, loading: false });
     }
   }
 

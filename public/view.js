@@ -57,10 +57,25 @@ function avatarOf({ name, node }) {
   return avatar;
 }
 
-const SIGNS = { pending: 'sending', accepted: 'sent' };
+// A line that was jumped to is lit for so long.
+const FLASH_MS = 2500;
+
+/** How safe a line of our own is, in a word and in words. */
+function safety(line, waits) {
+  if (waits) return ['waiting', 'Waiting for the connection: it is sent when that is back'];
+  if (line.status === 'pending') return ['sending…', 'On its way to this node'];
+  const count = line.storedBy;
+  if (count > 0) {
+    const nodes = count === 1 ? '1 other node' : `${count} other nodes`;
+    return [`on ${nodes}`, `Kept by the node that sent it and on the disk of ${nodes}`];
+  }
+  if (line.state === 'sent') return ['sent', 'Sent to the mesh; no disk is known to have it yet'];
+  if (line.state === 'logged') return ['on this node', 'In the log of this node; no other node is known to have it on disk yet'];
+  return ['on this node', 'On the disk of this node; no other node is known to have it on disk yet'];
+}
 
 export class Log {
-  /** `hooks`: `older(room)`, `retry(line)`, `discard(line)`, `scrolled()`, `nodeName(node)`, `live()`. */
+  /** `hooks`: `older(room)`, `newer(room)`, `newest(room)`, `retry(line)`, `discard(line)`, `scrolled()`, `nodeName(node)`, `live()`. */
   constructor(store, hooks) {
     Object.assign(this, { store, hooks });
     this.refresh = soon(() => this.render());
@@ -70,7 +85,8 @@ export class Log {
     this.nodes = new WeakMap();
     this.days = new Map();
     this.top = make('div', { class: 'edge' });
-    this.newLine = make('div', { class: 'new', role: 'separator' }, make('span', {}, 'New messages'));
+    this.newLine = make('div', { class: 'new', role: 'separator' }, make('span'));
+    this.bottom = make('div', { class: 'edge end' });
     this.room = null;
     // The last line rendered, when it is not the newest.
     this.end = null;
@@ -84,9 +100,36 @@ export class Log {
   show(room) {
     this.room = room;
     this.end = null;
-    this.stuck = true;
+    this.stuck = !room.detached;
     this.hush();
     this.render();
+  }
+
+  /** Shows a line in the middle and lights it for a moment. */
+  reveal(line) {
+    const { lines } = this.room;
+    const at = lines.indexOf(line);
+    if (at < 0) return;
+    this.stuck = false;
+    const end = Math.min(lines.length, at + Math.floor(RENDERED_MAX / 2));
+    this.end = end >= lines.length ? null : lines[end - 1];
+    this.hush();
+    this.render();
+    const element = this.nodes.get(line)?.element;
+    if (!element) return;
+    element.scrollIntoView({ block: 'center' });
+    element.classList.add('found');
+    setTimeout(() => element.classList.remove('found'), FLASH_MS);
+  }
+
+  /** Whether the reader is in the lower half of what is loaded. */
+  get lower() {
+    const lines = this.room?.lines ?? [];
+    const end = this.end ? lines.lastIndexOf(this.end) + 1 : lines.length;
+    const { scrollTop, scrollHeight, clientHeight } = this.scroller;
+    const shown = Math.max(0, end - RENDERED_MAX);
+    const part = scrollHeight > clientHeight ? scrollTop / (scrollHeight - clientHeight) : 1;
+    return shown + part * (end - shown) > lines.length / 2;
   }
 
   hush() {
@@ -103,6 +146,7 @@ export class Log {
     if (end === 0) { end = lines.length; this.end = null; }
     const start = Math.max(0, end - RENDERED_MAX);
     this.start = start;
+    this.lastOwn = lines.findLast(line => line.own && line.status !== 'failed');
     const anchor = this.stuck ? null : this.anchor();
     arrange(this.list, this.items(lines, start, end));
     this.list.setAttribute('aria-busy', String(room.loading));
@@ -135,14 +179,22 @@ export class Log {
         items.push(node);
         broken = true;
       }
-      if (line === room.firstNew) { items.push(this.newLine); broken = true; }
+      if (line === room.firstNew) {
+        setText(this.newLine.firstChild, room.sinceVisit ? 'New since you left' : 'New messages');
+        items.push(this.newLine);
+        broken = true;
+      }
       const first = broken || before.name !== line.name || before.node !== line.node || before.via !== line.via
         || line.time - before.time > GROUP_MS;
       items.push(this.node(line, first));
       before = line;
     }
     this.days = days;
-    if (end === lines.length) items.push(...gaps.map(gap => this.gap(gap)));
+    if (end === lines.length && !room.detached) items.push(...gaps.map(gap => this.gap(gap)));
+    if (end === lines.length && room.detached) {
+      setText(this.bottom, room.newerFault ? 'Newer messages could not be loaded.' : 'Loading newer messages…');
+      items.push(this.bottom);
+    }
     return items;
   }
 
@@ -175,17 +227,19 @@ export class Log {
 
   node(line, first) {
     const waits = line.status === 'pending' && !this.hooks.live();
-    const look = `${line.revision} ${first} ${waits}`;
+    const last = line.own && line === this.lastOwn;
+    const look = `${line.revision} ${first} ${waits} ${last}`;
     let node = this.nodes.get(line);
     if (node?.look === look) return node.element;
     if (!node) this.nodes.set(line, node = { element: make('article') });
     node.look = look;
-    this.fillLine(node.element, line, first, waits);
+    this.fillLine(node.element, line, first, waits, last);
     return node.element;
   }
 
-  fillLine(element, line, first, waits) {
-    element.className = `msg${first ? ' first' : ''}${line.own ? ' own' : ''}`;
+  fillLine(element, line, first, waits, last) {
+    const found = element.classList.contains('found') ? ' found' : '';
+    element.className = `msg${first ? ' first' : ''}${line.own ? ' own' : ''}${found}`;
     if (line.id) element.dataset.id = line.id;
     element.dataset.state = line.status ?? 'heard';
 
@@ -201,7 +255,7 @@ export class Log {
     if (line.late) meta.append(make('span', { class: 'badge late', title: 'Arrived later than its place here' }, 'late'));
 
     const body = make('div', { class: 'body' }, ...this.content(line));
-    if (line.own && line.status !== 'failed') body.append(this.sign(line, waits));
+    if (line.own && line.status !== 'failed') body.append(this.sign(line, waits, last));
     element.replaceChildren(...(first ? [avatarOf(line)] : []), meta, body);
     if (line.status === 'failed') element.append(this.faultOf(line));
   }
@@ -216,10 +270,12 @@ export class Log {
     return [make('div', {}, text, '… ', more)];
   }
 
-  sign(line, waits) {
-    const said = waits ? 'waiting for the connection' : SIGNS[line.status] ?? '';
-    const held = line.storedBy > 0 ? `, stored by ${line.storedBy} other node${line.storedBy > 1 ? 's' : ''}` : '';
-    return make('span', { class: `sign ${line.storedBy > 0 ? 'stored' : line.status}`, title: said + held }, make('span', { class: 'sr' }, said + held));
+  /** A small picture of how safe the line is; the newest line says it in a word, the others when pointed at. */
+  sign(line, waits, last) {
+    const [word, words] = safety(line, waits);
+    const kind = line.status === 'pending' ? 'pending' : line.storedBy > 0 ? 'stored' : 'accepted';
+    return make('span', { class: `sign ${kind}${last ? ' last' : ''}`, title: words },
+      make('span', { class: 'mark', 'aria-hidden': 'true' }), make('span', { class: 'word' }, word), make('span', { class: 'sr' }, `. ${words}`));
   }
 
   faultOf(line) {
@@ -233,12 +289,13 @@ export class Log {
   // Place.
 
   get atBottom() {
-    return this.stuck && this.end === null;
+    return this.stuck && this.end === null && !this.room?.detached;
   }
 
   toBottom() {
     this.end = null;
     this.stuck = true;
+    if (this.room.detached) this.hooks.newest(this.room);
     this.render();
     this.hooks.scrolled();
   }
@@ -264,7 +321,7 @@ export class Log {
   scrolled() {
     const { scrollTop, scrollHeight, clientHeight } = this.scroller;
     const below = scrollHeight - scrollTop - clientHeight;
-    const stuck = this.end === null && below < BOTTOM_PX;
+    const stuck = this.end === null && !this.room.detached && below < BOTTOM_PX;
     const changed = stuck !== this.stuck;
     this.stuck = stuck;
     if (changed) { this.showJump(); this.hooks.scrolled(); }
@@ -274,6 +331,8 @@ export class Log {
       this.end = at >= lines.length - 1 ? null : lines[at];
       this.hush();
       this.render();
+    } else if (this.end === null && this.room.detached && below < EDGE_PX) {
+      this.hooks.newer(this.room);
     } else {
       this.fill();
     }
@@ -291,6 +350,14 @@ export class Log {
       this.hush();
       this.hooks.older(room);
     }
+  }
+
+  /** Lets the window end where it ended after newer lines came below it. */
+  grownBelow(end) {
+    this.end = this.room.lines.at(-1) === end ? null : end;
+    this.hush();
+    this.render();
+    this.scrolled();
   }
 
   /** Lets the window begin at the oldest line after older ones came. */
