@@ -234,6 +234,26 @@ fn what_is_kept_can_be_said_anywhere_and_is_shown_at_the_start() {
 }
 
 #[test]
+fn the_oldest_messages_go_where_a_node_is_told_to_and_a_look_lets_nothing_go() {
+    const LINES: usize = 3_000;
+    let home = Home::new();
+    fs::write(home.path().join("hubless.toml"), "retain-bytes = \"100K\"\n").unwrap();
+    let long = "x".repeat(200);
+    let lines: String = (0..LINES).map(|number| format!("{number} {long}\n")).collect();
+    let all = || texts(&run(&home, &["history", "--all", "--json"]));
+    let plenty = node(&home, &["--retain-bytes", "1G"]);
+    run_reading(&home, &["pub", "--wait", "0", "-"], lines);
+    plenty.stop();
+    assert_eq!(all().len(), LINES);
+    let told = node(&home, &[]);
+    let held = || told.get("/api/v1/rooms")[0]["messages"].as_u64().unwrap();
+    // So many take 100 KiB without anything around them.
+    eventually(DEADLINE, "the oldest have gone", || held() <= 500);
+    assert_eq!(all().last().map(|last| last.starts_with("2999 ")), Some(true), "the newest stay");
+    told.stop();
+}
+
+#[test]
 fn pub_waits_for_a_disk_unless_memory_is_enough() {
     let (first, second) = pair(&["--no-history"]);
     let output = run(first.home(), &["pub", "--wait", "500ms", "hi"]);

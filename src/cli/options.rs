@@ -279,7 +279,7 @@ pub struct NodeOptions {
     /// Use this network interface only; repeatable [default: all but known virtual ones]
     #[arg(long, value_name = "NAME|ADDR")]
     pub interface: Vec<String>,
-    /// Folder of the node's identity and memory [default: in the user's data folder, one for each mesh and name]
+    /// Folder of the node's identity and history [default: in the user's data folder, one for each mesh and name]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
 }

@@ -121,10 +121,8 @@ async fn serve(options: &Run, running: &mut Running, terminal: &mut Terminal) ->
     let info = handle.info();
     match Control::open(handle.clone(), info.data_dir.as_deref()).await {
         Ok(control) => running.control = Some(control),
-        Err(error) => terminal.note(format_args!(
-            "there is no control socket, so `pub`, `sub` and `peers` do not find this node: {}",
-            plain(&error)
-        )),
+        Err(error) => terminal
+            .note(format_args!("there is no control socket, so no other command finds this node: {}", plain(&error))),
     }
     let http = running.web.as_ref().and_then(Web::address);
     if let Some(path) = &options.ready_file {
