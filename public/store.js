@@ -61,13 +61,16 @@ let lines = 0;
 class Line {
   constructor(fields) {
     Object.assign(this, {
-      id: null, client: null, text: '', type: null, bytes: 0, name: '', node: '', time: 0, via: 'mesh', storedBy: 0,
+      id: null, client: null, text: '', type: null, bytes: 0, name: '', node: '', time: 0, hlc: '', via: 'mesh', storedBy: 0,
       state: '', late: false, own: false, placed: false, guessed: false, status: null, fault: '', code: '', open: false,
     }, fields);
     this.turn = lines++;
     this.revision = 0;
   }
 }
+
+/** A node's time as its messages carry it, at the end of a millisecond of our own. */
+const hlcOf = time => ((BigInt(Math.floor(time)) << 16n) | 0xffffn).toString(16).padStart(16, '0');
 
 /** A message object, or a frame with its fields: there `type` says what the frame is. */
 function fromWire(raw) {
@@ -76,15 +79,15 @@ function fromWire(raw) {
   return {
     id: raw.id, key: raw.key ?? null, text: text ?? '', type: text === null ? String(raw.content_type ?? raw.type ?? 'data') : null,
     bytes: Math.floor(data.length * 3 / 4) - (data.endsWith('==') ? 2 : data.endsWith('=') ? 1 : 0),
-    name: String(raw.name ?? ''), node: String(raw.node ?? ''), time: Date.parse(raw.time) || 0, via: raw.via ?? 'mesh',
+    name: String(raw.name ?? ''), node: String(raw.node ?? ''), time: Date.parse(raw.time) || 0, hlc: String(raw.hlc ?? ''), via: raw.via ?? 'mesh',
     storedBy: raw.stored_by ?? 0, state: String(raw.state ?? ''), late: raw.late === true, placed: true, guessed: false,
   };
 }
 
-/** By time, then by id: node, epoch, and seq as a number. */
+/** By the node's time, then by id: node, epoch, and seq as a number. */
 function order(a, b) {
   if (!a.placed || !b.placed) return a.placed - b.placed ? (a.placed ? -1 : 1) : a.turn - b.turn;
-  if (a.time !== b.time) return a.time - b.time;
+  if (a.hlc !== b.hlc) return a.hlc < b.hlc ? -1 : 1;
   const [nodeA, epochA, seqA = ''] = a.id.split('.');
   const [nodeB, epochB, seqB = ''] = b.id.split('.');
   if (nodeA !== nodeB) return nodeA < nodeB ? -1 : 1;
@@ -292,6 +295,11 @@ export class Store {
     room.extending = false;
   }
 
+  /** Lets go of what is loaded of a room that is not joined to what comes live. */
+  attach(room) {
+    room.clear();
+  }
+
   /** Lines that are still to be sent stand at the end again. */
   pendAgain(room) {
     for (const { line, room: of } of this.outbox.values()) {
@@ -378,7 +386,7 @@ export class Store {
       this.settle(room, line, this.aside.splice(at, 1)[0].raw);
     } else {
       const time = Math.max(room.last, Date.now());
-      room.change(line, { id, time, placed: true, guessed: true, status: 'accepted', state });
+      room.change(line, { id, time, hlc: hlcOf(time), placed: true, guessed: true, status: 'accepted', state });
     }
   }
 

@@ -31,6 +31,11 @@ pub struct Config {
     pub interfaces: Vec<String>,
     /// Identity and remembered peers; none: the identity lasts for the run.
     pub data_dir: Option<PathBuf>,
+    /// Keeps nothing in `data_dir` but its lock: identity, remembered peers and messages last for the run.
+    pub ephemeral: bool,
+    /// Opens the data folder and talks to nobody: for reading, exporting and importing its log. `listen`, `seeds` and `mdns`
+    /// count for nothing; the node listens on loopback, at a port that nobody is told.
+    pub offline: bool,
     /// Whether to keep messages on disk; needs `data_dir`.
     pub history: bool,
     /// When what is kept counts as safe.
@@ -81,6 +86,8 @@ impl Default for Config {
             mdns: cfg!(feature = "mdns"),
             interfaces: Vec::new(),
             data_dir: None,
+            ephemeral: false,
+            offline: false,
             history: cfg!(feature = "history"),
             fsync: Fsync::default(),
             retain_days: RETAIN_DAYS_DEFAULT,

@@ -1,5 +1,6 @@
 //! The page in a real browser, on two real nodes: `tests/web/page.mjs` types, reads, cuts the line and looks;
-//! `tests/web/tutorial.mjs` is there as those who come from the tutorial.
+//! `tests/web/history.mjs` goes far back, searches, leaves and comes back, and moves from node to node in the middle of
+//! traffic; `tests/web/tutorial.mjs` is there as those who come from the tutorial.
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -21,6 +22,11 @@ fn two_browsers_chat_and_lose_nothing() {
     for key in ["count", "p50_ms", "max_ms"] {
         claim.measured(key, latency[key].clone());
     }
+}
+
+#[test]
+fn a_page_goes_back_without_end_searches_and_moves_between_nodes_losing_nothing() {
+    on_two_nodes("history.mjs");
 }
 
 #[test]

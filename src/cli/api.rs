@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
+use futures_util::Stream;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::{CONTENT_TYPE, HOST, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
-use hyper::{Method, Request, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -21,12 +24,18 @@ use super::{Exit, Failure, plain};
 /// A node on this machine answers at once, or something is wrong with it. Long polls get this on top.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
+type Body = UnsyncBoxBody<Bytes, io::Error>;
+
 /// One connection to a node, made again where the node closed it.
 #[derive(Debug)]
 pub struct Api {
     socket: PathBuf,
-    connection: Option<SendRequest<Full<Bytes>>>,
+    connection: Option<SendRequest<Body>>,
 }
+
+/// An answer that is read as it comes.
+#[derive(Debug)]
+pub struct Download(Incoming);
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +46,9 @@ pub enum ApiError {
     /// Nobody is there.
     #[error("the node does not answer: {}", plain(.0))]
     Unreachable(io::Error),
+    /// What was to be sent could not be read.
+    #[error("what is to be sent cannot be read: {0}")]
+    Unread(String),
     /// The connection broke, or the answer is not what the interface says.
     #[error("the node's answer is not understood: {0}")]
     Garbled(String),
@@ -58,7 +70,10 @@ impl From<ApiError> for Failure {
 
 impl From<hyper::Error> for ApiError {
     fn from(error: hyper::Error) -> ApiError {
-        ApiError::Garbled(error.to_string())
+        match std::error::Error::source(&error) {
+            Some(source) if error.is_user() => ApiError::Unread(source.to_string()),
+            _ => ApiError::Garbled(error.to_string()),
+        }
     }
 }
 
@@ -87,12 +102,41 @@ impl Api {
 
     /// Asks for `path`; the node may take `patience` before it answers.
     pub async fn get<T: DeserializeOwned>(&mut self, path: &str, patience: Duration) -> Result<T, ApiError> {
-        self.request(Method::GET, path, Bytes::new(), patience).await
+        let request = request(Method::GET, path, whole(Bytes::new()))?;
+        let answer = async { read(self.exchange(request).await?).await };
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT + patience, answer).await;
+        answer.map_err(|_| ApiError::Unreachable(io::ErrorKind::TimedOut.into()))?
     }
 
-    /// Sends `body` to `path`.
-    pub async fn post<T: DeserializeOwned>(&mut self, path: &str, body: &serde_json::Value) -> Result<T, ApiError> {
-        self.request(Method::POST, path, body.to_string().into(), Duration::ZERO).await
+    /// Sends `body` to `path`; the node may take `patience` before it answers.
+    pub async fn post<T: DeserializeOwned>(
+        &mut self,
+        path: &str,
+        body: &serde_json::Value,
+        patience: Duration,
+    ) -> Result<T, ApiError> {
+        let request = request(Method::POST, path, whole(body.to_string().into()))?;
+        let answer = async { read(self.exchange(request).await?).await };
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT + patience, answer).await;
+        answer.map_err(|_| ApiError::Unreachable(io::ErrorKind::TimedOut.into()))?
+    }
+
+    /// Asks for `path`, whose answer may be of any length.
+    pub async fn download(&mut self, path: &str) -> Result<Download, ApiError> {
+        let request = request(Method::GET, path, whole(Bytes::new()))?;
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, self.exchange(request)).await;
+        let response = answer.map_err(|_| ApiError::Unreachable(io::ErrorKind::TimedOut.into()))??;
+        if response.status().is_success() { Ok(Download(response.into_body())) } else { Err(refused(response).await) }
+    }
+
+    /// Sends what comes of `body`, whatever its length, to `path`; the node takes its time.
+    pub async fn upload<T: DeserializeOwned>(
+        &mut self,
+        path: &str,
+        body: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let body = StreamBody::new(futures_util::TryStreamExt::map_ok(body, Frame::data)).boxed_unsync();
+        read(self.exchange(request(Method::POST, path, body)?).await?).await
     }
 
     /// Opens a WebSocket that speaks `hubless.v1`.
@@ -105,32 +149,8 @@ impl Api {
         Ok(socket)
     }
 
-    async fn request<T: DeserializeOwned>(
-        &mut self,
-        method: Method,
-        path: &str,
-        body: Bytes,
-        patience: Duration,
-    ) -> Result<T, ApiError> {
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(HOST, "localhost")
-            .header(CONTENT_TYPE, "application/json")
-            .body(Full::new(body))
-            .map_err(|error| ApiError::Garbled(error.to_string()))?;
-        let answer = tokio::time::timeout(ANSWER_TIMEOUT + patience, self.exchange(request)).await;
-        let (status, body) = answer.map_err(|_| ApiError::Unreachable(io::ErrorKind::TimedOut.into()))??;
-        if status.is_success() {
-            return serde_json::from_slice(&body).map_err(|error| ApiError::Garbled(error.to_string()));
-        }
-        Err(match serde_json::from_slice::<Refusal>(&body) {
-            Ok(Refusal { error: RefusalError { code, message } }) => ApiError::Refused { status, code, message },
-            Err(_) => ApiError::Garbled(format!("status {status}")),
-        })
-    }
-
-    async fn exchange(&mut self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), ApiError> {
+    /// The head of the answer; the connection is free again once its body was read.
+    async fn exchange(&mut self, request: Request<Body>) -> Result<Response<Incoming>, ApiError> {
         let mut kept = self.connection.take();
         let alive = match &mut kept {
             Some(connection) => connection.ready().await.is_ok(),
@@ -141,17 +161,57 @@ impl Api {
             None => self.connect().await?,
         };
         let response = connection.send_request(request).await?;
-        let status = response.status();
-        let body = response.into_body().collect().await?.to_bytes();
         self.connection = Some(connection);
-        Ok((status, body))
+        Ok(response)
     }
 
-    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, ApiError> {
+    async fn connect(&self) -> Result<SendRequest<Body>, ApiError> {
         let stream = UnixStream::connect(&self.socket).await.map_err(ApiError::Unreachable)?;
         let (sender, connection) = handshake(TokioIo::new(stream)).await?;
         // Ends with the sender; what goes wrong is told to the request.
         tokio::spawn(connection);
         Ok(sender)
+    }
+}
+
+impl Download {
+    /// The next bytes; none at the end of a whole answer. One that was broken off is an error.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, ApiError> {
+        while let Some(frame) = self.0.frame().await {
+            if let Ok(bytes) = frame?.into_data() {
+                return Ok(Some(bytes));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn whole(body: Bytes) -> Body {
+    Full::new(body).map_err(|never| match never {}).boxed_unsync()
+}
+
+fn request(method: Method, path: &str, body: Body) -> Result<Request<Body>, ApiError> {
+    let request = Request::builder().method(method).uri(path);
+    let request = request.header(HOST, "localhost").header(CONTENT_TYPE, "application/octet-stream").body(body);
+    request.map_err(|error| ApiError::Garbled(error.to_string()))
+}
+
+async fn read<T: DeserializeOwned>(response: Response<Incoming>) -> Result<T, ApiError> {
+    if !response.status().is_success() {
+        return Err(refused(response).await);
+    }
+    let body = response.into_body().collect().await?.to_bytes();
+    serde_json::from_slice(&body).map_err(|error| ApiError::Garbled(error.to_string()))
+}
+
+async fn refused(response: Response<Incoming>) -> ApiError {
+    let status = response.status();
+    let body = match response.into_body().collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(error) => return error.into(),
+    };
+    match serde_json::from_slice::<Refusal>(&body) {
+        Ok(Refusal { error: RefusalError { code, message } }) => ApiError::Refused { status, code, message },
+        Err(_) => ApiError::Garbled(format!("status {status}")),
     }
 }

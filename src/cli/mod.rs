@@ -5,7 +5,9 @@
 
 mod api;
 mod control;
+mod history;
 mod join;
+mod lines;
 mod options;
 mod peers;
 mod publish;
@@ -144,6 +146,7 @@ fn command(cli: Cli) -> Outcome {
             Command::Run(options) => run::run(options).await,
             Command::Pub(options) => publish::publish(options).await,
             Command::Sub(options) => subscribe::subscribe(options).await,
+            Command::History(options) => history::history(options).await,
             Command::Peers(options) => peers::peers(options).await,
         }
     });

@@ -8,12 +8,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use hubless::config::{Config, Listen, Seed, host_name};
+use hubless::config::{Config, Fsync, Listen, Seed, host_name};
 use hubless::id::Room;
 use jiff::Timestamp;
 
 /// How long commands wait for another node unless told otherwise.
 pub const WAIT_DEFAULT: Duration = Duration::from_secs(5);
+/// The most messages that `history` holds in its hands at a time: more than that it streams.
+pub const LIMIT_MAX: u64 = 10_000;
 
 const AFTER_HELP: &str = "\
 Every option has an environment variable, too (`--http` is HUBLESS_HTTP; lists are comma-separated, switches are 1, true, \
@@ -44,12 +46,16 @@ pub enum Command {
     /// Publish a message, or each line of stdin
     ///
     /// Works through the node that runs on this machine, and without one joins the mesh for the moment. Exits with 0 once
-    /// another node has the message in memory, with 3 when none has within `--wait`.
+    /// another node has the message on disk, with 3 when none has within `--wait`.
     Pub(Publish),
     /// Print messages as they come
     ///
     /// Works through the node that runs on this machine, and without one joins the mesh for the moment.
     Sub(Subscribe),
+    /// Print the log of this machine, or export or import it
+    ///
+    /// Asks the node that runs on this machine, and without one opens its folder.
+    History(History),
     /// Show who is in the mesh, how found, and the round-trip time
     ///
     /// Asks the node that runs on this machine, and without one joins the mesh for the moment.
@@ -71,9 +77,30 @@ pub struct Run {
     #[arg(long, value_name = "FILE")]
     pub ready_file: Option<PathBuf>,
     #[command(flatten)]
+    pub keep: Keep,
+    #[command(flatten)]
     pub node: NodeOptions,
     #[command(flatten)]
     pub log: LogOptions,
+}
+
+/// What a node keeps.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "History")]
+pub struct Keep {
+    /// Keep nothing on disk; the node's identity lasts for the run
+    #[arg(long)]
+    pub no_history: bool,
+    /// When a message counts as durable: after an fsync of its own, after one for all that wait (`group`), or once the
+    /// system has it [default: group]
+    #[arg(long, value_name = "always|group|os")]
+    pub fsync: Option<Fsync>,
+    /// Let messages go when they are older than this [default: 30]
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub retain_days: Option<u32>,
+    /// Let the oldest messages go while all take more than this: bytes, or `500M`, `2G` [default: 1G]
+    #[arg(long, value_name = "BYTES", value_parser = size)]
+    pub retain_bytes: Option<u64>,
 }
 
 #[derive(Debug, Args)]
@@ -82,10 +109,13 @@ pub struct Publish {
     /// The room (`lobby` if there is none) and the text; `-` publishes each line of stdin
     #[arg(value_name = "[ROOM] TEXT", num_args = 1..=2, required = true, allow_negative_numbers = true)]
     pub words: Vec<String>,
-    /// How long to wait for another node to have it [default: 5s]
+    /// How long to wait for another node to have it on disk [default: 5s]
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub wait: Option<Duration>,
-    /// Print a JSON object for each message: `id`, `state`, `held_by`, `stored_by`
+    /// It is enough that another node has it in memory
+    #[arg(long)]
+    pub volatile_ok: bool,
+    /// Print a JSON object for each message: `id`, `state`, `stored_by`
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
@@ -103,6 +133,12 @@ pub struct Subscribe {
     /// Go on from this cursor
     #[arg(long, value_name = "CURSOR")]
     pub after: Option<String>,
+    /// Go on where the last reader of this name stopped: what was printed is acknowledged in the log of this machine
+    ///
+    /// Each message is printed at least once. A new name begins now, or after `--after`. What is said in other rooms counts
+    /// as acknowledged, so give each room a name of its own. Without a running node, one is started in the data folder.
+    #[arg(long, value_name = "NAME", conflicts_with = "since")]
+    pub durable: Option<String>,
     /// End after this many messages
     #[arg(short = 'n', long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
@@ -114,6 +150,86 @@ pub struct Subscribe {
     pub json: bool,
     #[command(flatten)]
     pub through: Through,
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct History {
+    #[command(subcommand)]
+    pub archive: Option<Archive>,
+    /// Of this room only
+    #[arg(long, value_name = "ROOM", value_parser = room)]
+    pub room: Option<Room>,
+    /// Only what was said since then: a duration back from now (`10m`), or a time (RFC 3339)
+    #[arg(long, value_name = "TIME", value_parser = since)]
+    pub since: Option<Timestamp>,
+    /// Only what was said until then
+    #[arg(long, value_name = "TIME", value_parser = since)]
+    pub until: Option<Timestamp>,
+    /// Only texts that contain this, in capital or small letters
+    #[arg(long, value_name = "TEXT")]
+    pub grep: Option<String>,
+    /// The newest ones, so many, up to 10000; 0: all [default: 100]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(..=LIMIT_MAX))]
+    pub limit: Option<u64>,
+    /// All there are
+    #[arg(long, conflicts_with = "limit")]
+    pub all: bool,
+    /// Print a JSON object for each message
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub place: Place,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Archive {
+    /// Write the whole log to a file, to be imported elsewhere
+    ///
+    /// The file is the log as every node has it: importing it anywhere makes no message twice.
+    Export(Export),
+    /// Take what a file of `history export` has and this log has not
+    Import(Import),
+}
+
+#[derive(Debug, Args)]
+pub struct Export {
+    /// Where to write it; `-` is stdout
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Replace a file that is there
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub place: Place,
+}
+
+#[derive(Debug, Args)]
+pub struct Import {
+    /// Where to read it; `-` is stdin
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Print a JSON object: `new`, `known`, `refused`
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub place: Place,
+}
+
+/// Whose log is meant.
+#[derive(Debug, Args)]
+pub struct Place {
+    /// Name of the node whose log it is [default: this host's node, or the only one there is]
+    #[arg(long, value_name = "NAME", help_heading = "Mesh")]
+    pub name: Option<String>,
+    /// Its mesh [default: default]
+    #[arg(long, value_name = "NAME", help_heading = "Mesh")]
+    pub mesh: Option<String>,
+    /// Its folder [default: in the user's data folder, one for each mesh and name]
+    #[arg(long, value_name = "DIR", help_heading = "Mesh")]
+    pub data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub log: LogOptions,
 }
 
 #[derive(Debug, Args)]
@@ -163,7 +279,7 @@ pub struct NodeOptions {
     /// Use this network interface only; repeatable [default: all but known virtual ones]
     #[arg(long, value_name = "NAME|ADDR")]
     pub interface: Vec<String>,
-    /// Folder of the node's identity and memory [default: in the user's data folder, one for each mesh and name]
+    /// Folder of the node's identity and history [default: in the user's data folder, one for each mesh and name]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
 }
@@ -200,7 +316,40 @@ impl Command {
             Command::Run(run) => &run.log,
             Command::Pub(publish) => &publish.through.log,
             Command::Sub(subscribe) => &subscribe.through.log,
+            Command::History(history) => &history.place().log,
             Command::Peers(peers) => &peers.through.log,
+        }
+    }
+}
+
+impl History {
+    /// Whose log is meant, wherever it was said.
+    pub fn place(&self) -> &Place {
+        match &self.archive {
+            None => &self.place,
+            Some(Archive::Export(export)) => &export.place,
+            Some(Archive::Import(import)) => &import.place,
+        }
+    }
+}
+
+impl Place {
+    pub fn mesh(&self) -> &str {
+        self.mesh.as_deref().unwrap_or("default")
+    }
+}
+
+impl Keep {
+    /// Adds what is said of the history to what is said of the node.
+    pub fn config(&self, config: Config) -> Config {
+        let Keep { no_history, fsync, retain_days, retain_bytes } = *self;
+        Config {
+            ephemeral: no_history,
+            history: config.history && !no_history,
+            fsync: fsync.unwrap_or(config.fsync),
+            retain_days: retain_days.unwrap_or(config.retain_days),
+            retain_bytes: retain_bytes.unwrap_or(config.retain_bytes),
+            ..config
         }
     }
 }
@@ -270,6 +419,22 @@ fn duration(text: &str) -> Result<Duration, String> {
     if text.is_empty() { Err(bad()) } else { Ok(total) }
 }
 
+/// A number of bytes, perhaps in K, M, G or T, which are powers of 1024.
+fn size(text: &str) -> Result<u64, String> {
+    let bad = || "it is not a number of bytes, such as 1000000, 500M or 2G".to_string();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let shift = match text[digits..].to_ascii_lowercase().trim_end_matches('b').trim_end_matches('i') {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        _ => return Err(bad()),
+    };
+    let bytes = text[..digits].parse::<u64>().map_err(|_| bad())?.checked_mul(1 << shift).ok_or_else(bad)?;
+    if bytes == 0 { Err("at least one byte".into()) } else { Ok(bytes) }
+}
+
 fn since(text: &str) -> Result<Timestamp, String> {
     if let Ok(back) = duration(text) {
         return Timestamp::now().checked_sub(back).map_err(|_| "nobody remembers that long".into());
@@ -290,6 +455,18 @@ mod tests {
         }
         for bad in ["", "s", "5x", "5 s", "-1s", "1.5s", "5s3", "99999999999s"] {
             assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        for (text, bytes) in
+            [("1", 1), ("500M", 500 << 20), ("2G", 2 << 30), ("1GiB", 1 << 30), ("3kb", 3 << 10), ("1T", 1 << 40)]
+        {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for bad in ["", "0", "0G", "G", "-1", "1.5G", "1 G", "1X", "99999999999T"] {
+            assert!(size(bad).is_err(), "{bad}");
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
 
-use super::join::{Joined, Own, with_node};
+use super::join::{Joined, Keeps, Own, with_node};
 use super::options::Peers;
 use super::terminal::{Terminal, clean, milliseconds};
 use super::{Failure, Outcome};
@@ -24,7 +24,7 @@ const HEADINGS: [&str; 6] = ["NAME", "STATE", "ADDRESS", "FOUND BY", "RTT", "NOD
 pub async fn peers(options: Peers) -> Outcome {
     let Peers { watch, json, through } = options;
     let terminal = Terminal::new(&through.log);
-    with_node(&through, Ok(()), async |joined| {
+    with_node(&through, Keeps::Nothing, Ok(()), async |joined| {
         let Joined { api, own } = joined;
         if let Some(own) = own
             && !watch

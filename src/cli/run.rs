@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use hubless::config::{Config, Listen, PORT_DEFAULT};
 use hubless::error::StartError;
-use hubless::handle::{Event, Info};
+use hubless::handle::{Event, HistoryHealth, Info};
 use hubless::web::Web;
 use hubless::{Handle, Node};
 use serde_json::json;
@@ -19,7 +19,7 @@ use tokio::sync::broadcast::error::RecvError;
 use super::control::Control;
 use super::join;
 use super::options::Run;
-use super::terminal::Terminal;
+use super::terminal::{Kept, Terminal};
 use super::{Failure, Outcome, plain};
 
 /// The page's port, unless it is taken.
@@ -76,14 +76,11 @@ pub async fn run(options: Run) -> Outcome {
 
 /// Starts the node, as another one if the one it would be is running here.
 async fn start(options: &Run, terminal: &Terminal) -> Outcome<Handle> {
-    let mut config = options.node.config();
+    let mut config = options.keep.config(options.node.config());
     let given = options.node.data_dir.clone();
     let by_hand = given.is_some() || options.node.name.is_some();
-    let folder = |name: &str| {
-        given.clone().or_else(|| join::data_dir(options.node.mesh(), name)).ok_or_else(|| {
-            Failure::usage("there is no folder for this user's data").hint("give one with `--data-dir DIR`")
-        })
-    };
+    let folder =
+        |name: &str| given.clone().or_else(|| join::data_dir(options.node.mesh(), name)).ok_or_else(join::no_data);
     let first_name = config.name.clone();
     let mut first_pid = 0;
     for number in 1..=NAMESAKES_MAX {
@@ -124,16 +121,14 @@ async fn serve(options: &Run, running: &mut Running, terminal: &mut Terminal) ->
     let info = handle.info();
     match Control::open(handle.clone(), info.data_dir.as_deref()).await {
         Ok(control) => running.control = Some(control),
-        Err(error) => terminal.note(format_args!(
-            "there is no control socket, so `pub`, `sub` and `peers` do not find this node: {}",
-            plain(&error)
-        )),
+        Err(error) => terminal
+            .note(format_args!("there is no control socket, so no other command finds this node: {}", plain(&error))),
     }
     let http = running.web.as_ref().and_then(Web::address);
     if let Some(path) = &options.ready_file {
         write_ready(path, info, http).map_err(|error| no_ready_file(path, &error))?;
     }
-    terminal.welcome(info, &handle.addresses(), http);
+    terminal.welcome(info, &handle.addresses(), http, kept(&handle).await);
     for peer in handle.peers().iter().filter(|peer| peer.state == hubless::handle::PeerState::Up) {
         terminal.event(&Event::PeerUp(peer.clone()));
     }
@@ -150,6 +145,15 @@ async fn serve(options: &Run, running: &mut Running, terminal: &mut Terminal) ->
         }
     }
     Err(Failure::failed("the node has stopped by itself").hint("run it with `-v` to see why"))
+}
+
+/// What the node has kept so far.
+async fn kept(handle: &Handle) -> Kept {
+    if handle.history_health() == HistoryHealth::None {
+        return Kept::Nothing;
+    }
+    // A disk that fails is told of as an event.
+    handle.rooms().await.map_or(Kept::Unknown, |rooms| Kept::Messages(rooms.iter().map(|room| room.messages).sum()))
 }
 
 /// Serves page and API where it was asked for, or near the usual place.

@@ -89,9 +89,9 @@ fn with_defaults(parser: clap::Command, settings: &Settings) -> clap::Command {
 
 /// Long names of all options that a file may set.
 fn keys(parser: &clap::Command) -> Vec<String> {
-    let commands = std::iter::once(parser).chain(parser.get_subcommands());
-    let longs = commands.flat_map(clap::Command::get_arguments).filter_map(clap::Arg::get_long);
+    let longs = parser.get_arguments().filter_map(clap::Arg::get_long);
     let mut keys = Vec::from_iter(longs.filter(|long| *long != "config").map(String::from));
+    keys.extend(parser.get_subcommands().flat_map(self::keys));
     keys.sort_unstable();
     keys.dedup();
     keys
@@ -99,7 +99,7 @@ fn keys(parser: &clap::Command) -> Vec<String> {
 
 /// The options of the command that was asked for.
 fn deepest(matches: &ArgMatches) -> &ArgMatches {
-    matches.subcommand().map_or(matches, |(_, matches)| matches)
+    matches.subcommand().map_or(matches, |(_, matches)| deepest(matches))
 }
 
 /// Files to read, the weakest first, and whether it is an error if one is not there.
@@ -166,6 +166,7 @@ fn settle(cli: &mut Cli, matches: &ArgMatches) -> Result<(), Failure> {
     match &mut cli.command {
         None => settle_http(&mut cli.run, source),
         Some(Command::Run(run)) => settle_http(run, source),
+        Some(Command::History(_)) => Ok(()),
         Some(Command::Pub(options::Publish { through, .. }))
         | Some(Command::Sub(options::Subscribe { through, .. }))
         | Some(Command::Peers(options::Peers { through, .. })) => {
@@ -291,9 +292,9 @@ mod tests {
         let Failure { message, hint, .. } = failure(&error);
         assert_eq!(message, "unexpected argument '--mehs' found");
         assert!(hint.unwrap().contains("--mesh"));
-        let error = parser().try_get_matches_from(["hubless", "sub", "--durable", "x"]).unwrap_err();
+        let error = parser().try_get_matches_from(["hubless", "sub", "--forever", "x"]).unwrap_err();
         let Failure { message, hint, .. } = failure(&error);
-        assert_eq!(message, "unexpected argument '--durable' found");
+        assert_eq!(message, "unexpected argument '--forever' found");
         assert_eq!(hint.as_deref(), Some("try '--help'"));
         let error = parser().try_get_matches_from(["hubless", "pub", "--hi"]).unwrap_err();
         assert!(failure(&error).hint.unwrap().contains("'-- --hi'"));

@@ -1,23 +1,24 @@
 //! `hubless sub`: prints what is said in a room.
 //!
 //! What was said before is read page by page; the last cursor of that opens the live part, so nothing falls between them
-//! and nothing comes twice.
+//! and nothing comes twice. A durable reader acknowledges what its own reader has: after stdout was flushed.
 
-use std::io::Write;
 use std::time::Duration;
 
-use futures_util::{SinkExt, StreamExt};
+use futures_util::{FutureExt, SinkExt, StreamExt};
 use hubless::id::Room;
 use jiff::Timestamp;
-use jiff::tz::TimeZone;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::net::UnixStream;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message as Frame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use super::api::Api;
-use super::join::{Joined, Own, with_node};
+use super::join::{Joined, Keeps, Own, with_node};
+use super::lines::{Lines, Style, time};
 use super::options::Subscribe;
 use super::terminal::{Terminal, clean, given};
 use super::{Failure, Outcome};
@@ -26,6 +27,10 @@ use super::{Failure, Outcome};
 const LONELY_AFTER: Duration = Duration::from_secs(3);
 /// Messages in a page.
 const PAGE: usize = 500;
+/// How long the node may take to keep what was acknowledged last.
+const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+/// A newer reader took the name of a durable one.
+const REPLACED: u16 = 4001;
 
 /// A page of messages, as the API gives it.
 #[derive(Deserialize)]
@@ -35,70 +40,222 @@ struct Page {
     before: Option<String>,
 }
 
+/// Where to begin.
+struct Begin {
+    after: Option<String>,
+    durable: Option<String>,
+}
+
 /// Prints messages and counts them.
 struct Printer {
     room: Room,
     since: Option<Timestamp>,
-    json: bool,
+    lines: Lines,
     printed: u64,
     wanted: Option<u64>,
 }
 
+/// What is said from now on.
+struct Live<'a> {
+    socket: WebSocketStream<UnixStream>,
+    printer: &'a mut Printer,
+    terminal: &'a Terminal,
+    durable: Option<String>,
+    /// Covers all that was printed and not acknowledged.
+    unacked: Option<String>,
+    /// What was acknowledged last, until the node has kept it.
+    unkept: Option<String>,
+}
+
 pub async fn subscribe(options: Subscribe) -> Outcome {
-    let Subscribe { room, since, after, count, wait, json, through } = options;
+    let Subscribe { room, since, after, durable, count, wait, json, through } = options;
     let deadline = wait.map(|wait| Instant::now() + wait);
     let terminal = Terminal::new(&through.log);
-    let mut printer = Printer { room, since, json, printed: 0, wanted: count };
-    with_node(&through, Ok(()), async |joined| {
-        let follow = follow(joined, &mut printer, after, &terminal);
-        let Some(deadline) = deadline else { return follow.await };
-        match timeout_at(deadline, follow).await {
-            Ok(outcome) => outcome,
-            Err(_) => printer.time_is_over(wait.unwrap_or_default()),
+    let lines = Lines::new(json, Style::Time);
+    let mut printer = Printer { room, since, lines, printed: 0, wanted: count };
+    let keeps = if durable.is_some() { Keeps::Log } else { Keeps::Nothing };
+    with_node(&through, keeps, Ok(()), async |joined| {
+        let begin = Begin { after, durable };
+        let opening = open(joined, &mut printer, begin, &terminal);
+        let live = match deadline {
+            None => opening.await?,
+            Some(deadline) => match tokio::time::timeout_at(deadline, opening).await {
+                Ok(live) => live?,
+                Err(_) => None,
+            },
+        };
+        if let Some(live) = live {
+            live.follow(deadline).await?;
+        }
+        printer.lines.flush()?;
+        match wait.filter(|_| !printer.is_done()) {
+            Some(wait) => printer.time_is_over(wait),
+            None => Ok(()),
         }
     })
     .await
 }
 
-async fn follow(joined: &mut Joined, printer: &mut Printer, after: Option<String>, terminal: &Terminal) -> Outcome {
+/// Prints what was said before, and opens the line for what comes, if more is wanted.
+async fn open<'a>(
+    joined: &mut Joined,
+    printer: &'a mut Printer,
+    Begin { after, durable }: Begin,
+    terminal: &'a Terminal,
+) -> Outcome<Option<Live<'a>>> {
     let Joined { api, own } = joined;
     if let Some(own) = own {
         // A node of the moment knows nothing of the past before it has met another one.
         let past = after.is_some() || printer.since.is_some();
-        look_around(own, past, terminal).await;
+        look_around(own, past && durable.is_none(), terminal).await;
     }
     let after = match printer.since {
         Some(since) => Some(print_past(api, since, printer).await?),
         None => after,
     };
     if printer.is_done() {
-        return Ok(());
+        return Ok(None);
     }
     let mut socket = api.socket().await?;
     let mut hello = json!({ "type": "hello" });
     if let Some(after) = after {
         hello["after"] = after.into();
     }
-    let stopped = || Failure::failed("the node has stopped");
-    socket.send(Frame::text(hello.to_string())).await.map_err(|_| stopped())?;
-    while let Some(frame) = socket.next().await {
-        match frame.map_err(|_| stopped())? {
-            Frame::Text(text) => {
-                hear(text.as_str(), printer, terminal)?;
-                if printer.is_done() {
-                    // The node is not owed a goodbye; it gets one where it listens.
-                    let _ = socket.close(None).await;
-                    return Ok(());
-                }
-            }
-            Frame::Close(Some(close)) if close.code == CloseCode::Again => {
-                return Err(Failure::failed("this reader was too slow for the node, which has closed the line"));
-            }
-            Frame::Close(_) => break,
-            _ => {}
+    if let Some(durable) = &durable {
+        hello["durable"] = durable.as_str().into();
+        if printer.wanted.is_some() {
+            // So that it can end anywhere with everything acknowledged that it printed, and nothing else.
+            hello["burst"] = 1.into();
         }
     }
-    Err(stopped())
+    socket.send(Frame::text(hello.to_string())).await.map_err(|_| stopped())?;
+    Ok(Some(Live { socket, printer, terminal, durable, unacked: None, unkept: None }))
+}
+
+fn stopped() -> Failure {
+    Failure::failed("the node has stopped")
+}
+
+impl Live<'_> {
+    /// Prints what comes, until it is enough or the time is over.
+    async fn follow(mut self, deadline: Option<Instant>) -> Outcome {
+        let outcome = loop {
+            let next = match self.socket.next().now_or_never() {
+                Some(next) => next,
+                None => {
+                    // Nobody is kept waiting for what is printed.
+                    self.settle().await?;
+                    tokio::select! {
+                        next = self.socket.next() => next,
+                        () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => break Ok(()),
+                    }
+                }
+            };
+            match next.and_then(Result::ok) {
+                Some(Frame::Text(text)) => {
+                    self.hear(text.as_str())?;
+                    if self.printer.is_done() || deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                        break Ok(());
+                    }
+                }
+                Some(Frame::Close(close)) => break Err(self.closed(close.map(|close| close.code))),
+                Some(_) => {}
+                None => break Err(stopped()),
+            }
+        };
+        outcome?;
+        self.settle().await?;
+        let kept = async {
+            while self.unkept.is_some() {
+                match self.socket.next().await.and_then(Result::ok) {
+                    Some(Frame::Text(text)) => self.hear_kept(&text)?,
+                    Some(Frame::Close(close)) => return Err(self.closed(close.map(|close| close.code))),
+                    Some(_) => {}
+                    None => return Err(stopped()),
+                }
+            }
+            Ok(())
+        };
+        let late = |_| Err(Failure::failed("the node does not say that it has kept what was acknowledged"));
+        timeout(ACK_TIMEOUT, kept).await.unwrap_or_else(late)?;
+        // The node is not owed a goodbye; it gets one where it listens.
+        let _ = self.socket.close(None).await;
+        Ok(())
+    }
+
+    /// What is printed is with its reader; so it is acknowledged.
+    async fn settle(&mut self) -> Outcome {
+        self.printer.lines.flush()?;
+        if let Some(cursor) = self.unacked.take() {
+            let ack = json!({ "type": "ack", "cursor": cursor }).to_string();
+            self.socket.send(Frame::text(ack)).await.map_err(|_| stopped())?;
+            self.unkept = Some(cursor);
+        }
+        Ok(())
+    }
+
+    fn closed(&self, code: Option<CloseCode>) -> Failure {
+        match (code.map(u16::from), &self.durable) {
+            (Some(REPLACED), Some(name)) => {
+                Failure::failed(format!("another reader has taken over as `{}`", clean(name)))
+            }
+            (Some(1013), _) => Failure::failed("this reader was too slow for the node, which has closed the line"),
+            _ => stopped(),
+        }
+    }
+
+    /// Does what one frame says.
+    fn hear(&mut self, text: &str) -> Outcome {
+        let Ok(mut frame) = serde_json::from_str::<Value>(text) else { return Ok(()) };
+        let kind = frame["type"].as_str().unwrap_or_default().to_string();
+        match kind.as_str() {
+            "welcome" => self.terminal.note(format_args!("listening in {}", self.printer.room)),
+            "message" => {
+                if self.durable.is_some()
+                    && let Some(cursor) = frame["cursor"].as_str()
+                {
+                    self.unacked = Some(cursor.into());
+                }
+                // In a frame, the word `type` is taken.
+                if let Some(object) = frame.as_object_mut() {
+                    object.remove("type");
+                    if let Some(content_type) = object.remove("content_type") {
+                        object.insert("type".into(), content_type);
+                    }
+                }
+                self.printer.print(&frame)?;
+            }
+            "acked" => self.hear_kept(text)?,
+            "gap" => {
+                let reason = frame["reason"].as_str().unwrap_or_default();
+                let what = match reason {
+                    "late" => "messages are missing here, and may still come",
+                    "slow" => "messages were skipped, for this reader is too slow",
+                    _ => "messages are missing for good",
+                };
+                self.terminal.note(format_args!("{} {what} ({})", frame["missing"], clean(reason)));
+            }
+            "error" => {
+                let message = frame["message"].as_str().unwrap_or("the node refuses");
+                return Err(Failure::usage(clean(message)));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Notes what the node has kept; what else is said was not asked for any more.
+    fn hear_kept(&mut self, text: &str) -> Outcome {
+        let Ok(frame) = serde_json::from_str::<Value>(text) else { return Ok(()) };
+        match frame["type"].as_str() {
+            Some("acked") if frame["cursor"].as_str() == self.unkept.as_deref() => self.unkept = None,
+            Some("error") => {
+                return Err(Failure::failed(clean(frame["message"].as_str().unwrap_or("the node refuses"))));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
 }
 
 /// Tells a person that nobody is there; waits for the first node if `wait` says so.
@@ -128,44 +285,10 @@ async fn print_past(api: &mut Api, since: Timestamp, printer: &mut Printer) -> O
     }
     for message in pages.into_iter().rev().flatten() {
         if !printer.is_done() {
-            printer.print(message)?;
+            printer.print(&message)?;
         }
     }
     Ok(after)
-}
-
-/// Does what one frame says.
-fn hear(text: &str, printer: &mut Printer, terminal: &Terminal) -> Outcome {
-    let Ok(mut frame) = serde_json::from_str::<Value>(text) else { return Ok(()) };
-    let kind = frame["type"].as_str().unwrap_or_default().to_string();
-    match kind.as_str() {
-        "welcome" => terminal.note(format_args!("listening in {}", printer.room)),
-        "message" => {
-            // In a frame, the word `type` is taken.
-            if let Some(object) = frame.as_object_mut() {
-                object.remove("type");
-                if let Some(content_type) = object.remove("content_type") {
-                    object.insert("type".into(), content_type);
-                }
-            }
-            printer.print(frame)?;
-        }
-        "gap" => {
-            let reason = frame["reason"].as_str().unwrap_or_default();
-            let what = match reason {
-                "late" => "messages are missing here, and may still come",
-                "slow" => "messages were skipped, for this reader is too slow",
-                _ => "messages are missing for good",
-            };
-            terminal.note(format_args!("{} {what} ({})", frame["missing"], clean(reason)));
-        }
-        "error" => {
-            let message = frame["message"].as_str().unwrap_or("the node refuses");
-            return Err(Failure::usage(clean(message)));
-        }
-        _ => {}
-    }
-    Ok(())
 }
 
 impl Printer {
@@ -174,14 +297,12 @@ impl Printer {
     }
 
     /// Prints `message` if it is wanted.
-    fn print(&mut self, message: Value) -> Outcome {
-        let time = message["time"].as_str().and_then(|time| time.parse::<Timestamp>().ok());
-        let too_old = self.since.is_some_and(|since| time.is_some_and(|time| time < since));
+    fn print(&mut self, message: &Value) -> Outcome {
+        let too_old = self.since.is_some_and(|since| time(message).is_some_and(|time| time < since));
         if message["room"] != self.room.as_str() || too_old {
             return Ok(());
         }
-        let line = if self.json { message.to_string() } else { for_people(&message, time) };
-        writeln!(std::io::stdout().lock(), "{line}").map_err(Failure::output)?;
+        self.lines.print(message)?;
         self.printed += 1;
         Ok(())
     }
@@ -194,32 +315,5 @@ impl Printer {
             }
             _ => Ok(()),
         }
-    }
-}
-
-/// `[12:00:00] ada: hi`; further lines of one text are set in, so that none of them looks like another message.
-fn for_people(message: &Value, time: Option<Timestamp>) -> String {
-    let time = time.map(|time| time.to_zoned(TimeZone::system()).strftime("%H:%M:%S").to_string());
-    let name = clean(message["name"].as_str().unwrap_or_default());
-    let text = match message["text"].as_str() {
-        Some(text) => text.lines().map(clean).collect::<Vec<_>>().join("\n    "),
-        None => {
-            let bytes = message["data"].as_str().map_or(0, |data| data.trim_end_matches('=').len() * 3 / 4);
-            format!("({}, {bytes} bytes)", clean(message["type"].as_str().unwrap_or_default()))
-        }
-    };
-    format!("[{}] {name}: {text}", time.unwrap_or_default())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_text_looks_like_a_message_of_somebody_else() {
-        let message = json!({ "name": "eve\n", "text": "hi\n[12:00:00] ada: I owe eve\r\x1b[1A" });
-        assert_eq!(for_people(&message, None), "[] eve\u{fffd}: hi\n    [12:00:00] ada: I owe eve\u{fffd}\u{fffd}[1A");
-        let data = json!({ "name": "cam", "type": "image/png", "data": "AP8=" });
-        assert_eq!(for_people(&data, None), "[] cam: (image/png, 2 bytes)");
     }
 }

@@ -4,12 +4,13 @@
 //! from the LAN, so nothing of them reaches the terminal as a control character. With `--log-format json` the same is said
 //! as log events.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hubless::handle::{Event, HistoryHealth, Info, Peer, PeerState};
 use hubless::id::{NodeId, Run};
@@ -63,8 +64,25 @@ pub fn word(value: &impl serde::Serialize) -> String {
 pub struct Terminal {
     manner: Manner,
     colours: bool,
+    /// Whether a line can be written over.
+    redraws: bool,
+    /// Whether the last line is to be written over.
+    unfinished: Cell<bool>,
+    /// When catching up was last told of, while it goes on.
+    catch_up_told: Option<Instant>,
     /// What was last said of each peer.
     told: HashMap<Run, PeerState>,
+}
+
+/// How a node keeps its history, as the welcome says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// It was asked to keep nothing.
+    Nothing,
+    /// It keeps what is said, and holds so many messages.
+    Messages(u64),
+    /// It cannot say yet.
+    Unknown,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +91,9 @@ enum Manner {
     Events,
     Silence,
 }
+
+/// Where lines cannot be written over, catching up is told of so often.
+const CATCH_UP_EVERY: Duration = Duration::from_secs(10);
 
 const BOLD: &str = "1";
 const DIM: &str = "2";
@@ -87,13 +108,16 @@ impl Terminal {
             LogFormat::Text if options.quiet => Manner::Silence,
             LogFormat::Text => Manner::Lines,
         };
-        Terminal { manner, colours: colours(), told: HashMap::new() }
+        let redraws =
+            colours() || (io::stderr().is_terminal() && std::env::var_os("TERM").is_some_and(|term| term != "dumb"));
+        let unfinished = Cell::new(false);
+        Terminal { manner, colours: colours(), redraws, unfinished, catch_up_told: None, told: HashMap::new() }
     }
 
     /// Something worth knowing that is no error.
     pub fn note(&self, note: impl fmt::Display) {
         match self.manner {
-            Manner::Lines => say(format_args!("{} {note}", self.paint(YELLOW, "note:"))),
+            Manner::Lines => self.whole(format_args!("{} {note}", self.paint(YELLOW, "note:"))),
             Manner::Events => tracing::info!("{note}"),
             Manner::Silence => {}
         }
@@ -102,14 +126,14 @@ impl Terminal {
     /// Something to do about what was shown.
     pub fn hint(&self, hint: impl fmt::Display) {
         match self.manner {
-            Manner::Lines => say(format_args!("{} {hint}", self.paint(YELLOW, "hint:"))),
+            Manner::Lines => self.whole(format_args!("{} {hint}", self.paint(YELLOW, "hint:"))),
             Manner::Events => tracing::info!("{hint}"),
             Manner::Silence => {}
         }
     }
 
     /// Who this node is and where it is reached.
-    pub fn welcome(&self, info: &Info, addresses: &[SocketAddr], page: Option<SocketAddr>) {
+    pub fn welcome(&self, info: &Info, addresses: &[SocketAddr], page: Option<SocketAddr>, kept: Kept) {
         let Info { run, name, mesh, listen, interfaces, data_dir } = info;
         let open = "open: anyone here can read and write";
         let join = |words: Vec<String>| if words.is_empty() { "none".to_string() } else { words.join(", ") };
@@ -118,11 +142,14 @@ impl Terminal {
         let skipped = interfaces.iter().filter_map(|i| i.skipped.map(|why| format!("{} ({why})", clean(&i.name))));
         let skipped = Vec::from_iter(skipped);
         let page = page.map(url);
+        let history =
+            data_dir.as_ref().filter(|_| kept != Kept::Nothing).map(|folder| at_home(&folder.join("history")));
+        let held = if let Kept::Messages(held) = kept { Some(held) } else { None };
         match self.manner {
             Manner::Silence => {}
             Manner::Events => tracing::info!(
                 node = %run.node, epoch = %run.epoch, %name, %mesh, open = true, %listen, addresses = reached,
-                interfaces = used, skipped = skipped.join(", "), page, "serving"
+                interfaces = used, skipped = skipped.join(", "), page, history, messages = held, "serving"
             ),
             Manner::Lines => {
                 let row = |word: &str, value: &dyn fmt::Display| {
@@ -138,8 +165,12 @@ impl Terminal {
                 if !skipped.is_empty() {
                     row("skipped", &skipped.join(", "));
                 }
-                if let Some(folder) = data_dir {
-                    row("folder", &at_home(folder));
+                match (history, kept) {
+                    (Some(folder), Kept::Messages(held)) => {
+                        row("history", &format!("{}, in {folder}", counted(held, "message")));
+                    }
+                    (Some(folder), _) => row("history", &folder),
+                    (None, _) => row("history", &"none: what is said is gone with this node"),
                 }
                 row("stop", &"Ctrl-C");
             }
@@ -193,7 +224,7 @@ impl Terminal {
             },
             Event::CatchUp { missing, done } => match self.manner {
                 Manner::Events => tracing::info!(missing, done, "fetching what was missed"),
-                _ => self.line(YELLOW, "↓", format_args!("{done} missed messages fetched, {missing} to go")),
+                _ => self.catch_up(*missing, *done),
             },
             Event::Addresses(addresses) => {
                 let reached: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
@@ -249,16 +280,61 @@ impl Terminal {
         }
     }
 
+    /// One line that moves on where that can be shown, else a line now and then.
+    fn catch_up(&mut self, missing: u64, done: u64) {
+        if missing == 0 {
+            self.catch_up_told = None;
+            return self.line(
+                GREEN,
+                "↓",
+                format_args!("{} that this node had missed are here", counted(done, "message")),
+            );
+        }
+        let percent = done * 100 / (done + missing).max(1);
+        let what = format!("fetching what was missed: {percent} %, {} to go", counted(missing, "message"));
+        if self.redraws && self.manner == Manner::Lines {
+            let line = self.dated(YELLOW, "↓", format_args!("{what}"));
+            let _ = write!(io::stderr().lock(), "\r\x1b[2K{line}");
+            self.unfinished.set(true);
+        } else if self.catch_up_told.is_none_or(|told| told.elapsed() >= CATCH_UP_EVERY) {
+            self.catch_up_told = Some(Instant::now());
+            self.line(YELLOW, "↓", format_args!("{what}"));
+        }
+    }
+
     fn line(&self, colour: &str, sign: &str, what: fmt::Arguments<'_>) {
         if self.manner == Manner::Lines {
-            let time = jiff::Zoned::now().strftime("%H:%M:%S").to_string();
-            say(format_args!("{} {} {what}", self.paint(DIM, &time), self.paint(colour, sign)));
+            self.whole(format_args!("{}", self.dated(colour, sign, what)));
         }
+    }
+
+    fn dated(&self, colour: &str, sign: &str, what: fmt::Arguments<'_>) -> String {
+        let time = jiff::Zoned::now().strftime("%H:%M:%S").to_string();
+        format!("{} {} {what}", self.paint(DIM, &time), self.paint(colour, sign))
+    }
+
+    /// A line of its own, in the place of one that was to be written over.
+    fn whole(&self, line: fmt::Arguments<'_>) {
+        let over = if self.unfinished.replace(false) { "\r\x1b[2K" } else { "" };
+        say(format_args!("{over}{line}"));
     }
 
     fn paint(&self, colour: &str, text: &str) -> String {
         if self.colours { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.into() }
     }
+}
+
+/// `1 message`, `12,345 messages`.
+fn counted(count: u64, what: &str) -> String {
+    let digits = count.to_string();
+    let mut shown = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            shown.push(',');
+        }
+        shown.push(digit);
+    }
+    format!("{shown} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// What people call a peer.
@@ -294,6 +370,14 @@ mod tests {
     fn nothing_from_the_lan_steers_the_terminal() {
         assert_eq!(clean("a\x1b[2Jb\r\n\u{202e}c"), "a\u{fffd}[2Jb\u{fffd}\u{fffd}\u{fffd}c");
         assert_eq!(clean("grüße 👋"), "grüße 👋");
+    }
+
+    #[test]
+    fn numbers_are_read_at_a_glance() {
+        for (count, shown) in [(0, "0 messages"), (1, "1 message"), (999, "999 messages"), (1_000, "1,000 messages")] {
+            assert_eq!(counted(count, "message"), shown);
+        }
+        assert_eq!(counted(1_234_567, "message"), "1,234,567 messages");
     }
 
     #[test]

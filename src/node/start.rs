@@ -1,6 +1,7 @@
 //! Starts a node: its options, the thread it lives on, and everything that the loop owns.
 
 use std::collections::HashMap;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -93,6 +94,18 @@ impl Builder {
         self
     }
 
+    /// Keeps nothing in the data folder but its lock.
+    pub fn ephemeral(mut self, ephemeral: bool) -> Builder {
+        self.config.ephemeral = ephemeral;
+        self
+    }
+
+    /// Opens the data folder and talks to nobody: for reading, exporting and importing its log.
+    pub fn offline(mut self, offline: bool) -> Builder {
+        self.config.offline = offline;
+        self
+    }
+
     /// Whether to keep messages on disk; needs a data folder.
     pub fn history(mut self, history: bool) -> Builder {
         self.config.history = history;
@@ -144,10 +157,20 @@ impl Builder {
 
 impl Loop {
     /// Opens the folder, the sockets and discovery.
-    async fn start(config: Config) -> Result<(Loop, Handle), StartError> {
+    async fn start(mut config: Config) -> Result<(Loop, Handle), StartError> {
+        if config.offline {
+            config = Config {
+                listen: Listen::At((Ipv4Addr::LOCALHOST, 0).into()),
+                seeds: Vec::new(),
+                mdns: false,
+                ..config
+            };
+        }
         let data_dir = config.data_dir.as_deref().map(DataDir::open).transpose()?;
         let random = |what| move |error: getrandom::Error| StartError::System { what, source: error.into() };
-        let identity = match &data_dir {
+        // Where anything is kept.
+        let keeping = data_dir.as_ref().filter(|_| !config.ephemeral);
+        let identity = match keeping {
             Some(data_dir) => data_dir.identity()?,
             None => {
                 let mut secret = [0; 32];
@@ -159,8 +182,10 @@ impl Loop {
         let seed = getrandom::u64().map_err(random("no random seed"))?;
         let run = Run { node: NodeId(identity.verifying_key().to_bytes()), epoch: Epoch(epoch) };
         let metrics = Metrics::new();
-        let folder = data_dir.as_ref().map(|data_dir| data_dir.path().to_path_buf());
-        let last_port = folder.as_deref().and_then(memory::load_port);
+        let folder = keeping.map(|data_dir| data_dir.path().to_path_buf());
+        // What is remembered of the network is for nodes that are on it.
+        let remembering = folder.as_deref().filter(|_| !config.offline);
+        let last_port = remembering.and_then(memory::load_port);
         let mesh: Arc<str> = config.mesh.as_str().into();
         let name: Arc<str> = config.name.as_str().into();
 
@@ -196,7 +221,7 @@ impl Loop {
         let options = NetOptions { run, mesh: mesh.clone(), listen: config.listen, last_port };
         let net = Net::start(options, metrics.clone(), net_events).await?;
         let listen = net.listen();
-        if let Some(folder) = &folder
+        if let Some(folder) = remembering
             && let Err(error) = memory::save_port(folder, listen.port()).await
         {
             tracing::warn!(%error, "cannot remember the port");
@@ -213,7 +238,7 @@ impl Loop {
         let survey = discovery.survey();
         let started = Instant::now();
         let mut ladder = Ladder::new(run, &config.mesh, wire::WIRE_VERSION, seed);
-        let memory = folder.as_deref().map(Memory::load);
+        let memory = remembering.map(Memory::load);
         for candidate in memory.iter().flat_map(Memory::candidates) {
             ladder.found(started, candidate);
         }
@@ -226,7 +251,8 @@ impl Loop {
             let survey = survey.borrow();
             (survey.addresses(), survey.interfaces().to_vec())
         };
-        let info = Info { run, name: name.clone(), mesh, listen, interfaces: interfaces.into(), data_dir: folder };
+        let data_folder = data_dir.as_ref().map(|data_dir| data_dir.path().to_path_buf());
+        let info = Info { run, name: name.clone(), mesh, listen, interfaces: interfaces.into(), data_dir: data_folder };
         let (addresses_told, addresses_seen) = watch::channel(addresses.as_slice().into());
         let inner = Inner {
             info,

@@ -4,12 +4,13 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut};
 use data_encoding::BASE64;
 use futures_util::{Stream, StreamExt};
 use jiff::{Span, SpanRelativeTo, Timestamp};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 use warp::http::{HeaderValue, StatusCode, header};
@@ -21,7 +22,7 @@ use super::guard::Foreign;
 use super::objects::{MessageObject, NodeObject, RoomObject, peer_objects};
 use crate::error::{DurableError, HistoryError, PublishError, Stopped};
 use crate::handle::{
-    Draft, Handle, HistoryHealth, Message, NAME_BYTES_MAX, Page, Payload, PeerState, Place, Query, State,
+    Draft, Handle, HistoryHealth, Message, NAME_BYTES_MAX, Page, Payload, PeerState, Place, Query, Standing, State,
 };
 use crate::id::{EntryId, Key, Room};
 
@@ -339,12 +340,16 @@ pub(super) async fn publish(handle: &Handle, body: impl Stream<Item = Result<imp
         id: EntryId,
         state: State,
     }
+    let said: Said = read_json(body).await?;
+    let published = handle.publish_with(said.draft()?).await?;
+    Ok(json(StatusCode::CREATED, &Body { id: published.id, state: published.state }))
+}
+
+async fn read_json<T: DeserializeOwned>(body: impl Stream<Item = Result<impl Buf, warp::Error>>) -> Result<T, Failure> {
     let body = timeout(BODY_WAIT, read_body(body))
         .await
         .unwrap_or_else(|_| Err(Failure::new(StatusCode::REQUEST_TIMEOUT, "too_slow", "the body took too long")))?;
-    let said: Said = serde_json::from_slice(&body).map_err(|error| Failure::malformed(error.to_string()))?;
-    let published = handle.publish_with(said.draft()?).await?;
-    Ok(json(StatusCode::CREATED, &Body { id: published.id, state: published.state }))
+    serde_json::from_slice(&body).map_err(|error| Failure::malformed(error.to_string()))
 }
 
 /// Reads a whole body, whether or not it said its length beforehand.
@@ -428,6 +433,57 @@ pub(super) async fn held(handle: &Handle, id: &str, query: HeldQuery) -> Answer 
     let standing = handle.standing(vec![id]).await?;
     let (state, stored_by) = standing.first().map_or((State::Sent, 0), |found| (found.state, found.stored_by));
     Ok(json(StatusCode::OK, &Body { id, held_by, stored_by, state }))
+}
+
+/// The body of `POST /api/v1/messages/held`.
+#[derive(Debug, Deserialize)]
+struct HeldBody {
+    ids: Vec<String>,
+    #[serde(default)]
+    count: usize,
+    #[serde(default)]
+    stored: usize,
+    wait: Option<String>,
+}
+
+/// `POST /api/v1/messages/held`: the same of many messages, once all of them are as safe as asked for, or after `wait`.
+pub(super) async fn held_all(handle: &Handle, body: impl Stream<Item = Result<impl Buf, warp::Error>>) -> Answer {
+    #[derive(Serialize)]
+    struct Body {
+        id: EntryId,
+        held_by: usize,
+        stored_by: usize,
+        state: State,
+    }
+    let HeldBody { ids, count, stored, wait } = read_json(body).await?;
+    if ids.len() > LIMIT_MAX {
+        return Err(Failure::malformed(format!("at most {LIMIT_MAX} ids")));
+    }
+    let parsed = ids.iter().map(|id| id.parse()).collect::<Result<Vec<EntryId>, _>>();
+    let ids = parsed.map_err(|error: crate::id::ParseError| Failure::malformed(error.to_string()))?;
+    let wait = wait.map_or(Some(WAIT_DEFAULT), |text| read_duration(&text));
+    let wait = wait.ok_or_else(|| Failure::malformed("wait is a duration such as 5s"))?.min(WAIT_MAX);
+    let began = Instant::now();
+    loop {
+        let standings = handle.standing(ids.clone()).await?;
+        let mut found = Vec::new();
+        for (id, Standing { state, stored_by }) in ids.iter().copied().zip(standings) {
+            // Whoever has it on disk holds it; the others are asked for one by one where it matters.
+            let held_by = if stored_by >= count.max(1) { stored_by } else { handle.held_by(id, 0).await? };
+            found.push(Body { id, held_by, stored_by, state });
+        }
+        let unsafe_one = found.iter().rev().find(|one| one.held_by < count || one.stored_by < stored);
+        let left = wait.saturating_sub(began.elapsed());
+        let Some(&Body { id, .. }) = unsafe_one.filter(|_| !left.is_zero()) else {
+            return Ok(json(StatusCode::OK, &found));
+        };
+        // Most often all become safe together, so the last one is waited for.
+        let safe = async {
+            handle.held_by(id, count).await?;
+            handle.replicated(id, stored).await
+        };
+        timeout(left, safe).await.unwrap_or(Ok(0))?;
+    }
 }
 
 pub(super) fn read_room(name: &str) -> Result<Room, Failure> {

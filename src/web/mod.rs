@@ -234,10 +234,16 @@ fn tree(site: Arc<Site>) -> impl Filter<Extract = (Response,), Error = Infallibl
     let durables = warp::path!("durables")
         .and(reads.clone())
         .then(|site: Arc<Site>| async move { answer(history::durables(&site.handle).await) });
-    let remove = warp::path!("durables" / String).and(warp::delete()).and(site).then(
+    let remove = warp::path!("durables" / String).and(warp::delete()).and(site.clone()).then(
         |name: String, site: Arc<Site>| async move { answer(history::remove_durable(&site.handle, &name).await) },
     );
     let lists = node.or(peers).unify().or(rooms).unify().or(messages).unify().boxed();
+    let held_all = warp::path!("messages" / "held")
+        .and(warp::post())
+        .and(site)
+        .and(warp::body::stream())
+        .then(|site: Arc<Site>, body| async move { answer(api::held_all(&site.handle, body).await) });
+    let held = held.or(held_all).unify();
     let said = held.or(export).unify().or(publish).unify().boxed();
     let kept = archive.or(import).unify().or(durables).unify().or(remove).unify().boxed();
     let rest = said.or(kept).unify();

@@ -109,6 +109,9 @@ pub(super) struct MessageObject<'a> {
     name: &'a str,
     node: NodeId,
     time: String,
+    /// The same with the part that tells what was said later within a millisecond: messages stand in the order of this,
+    /// then of their ids.
+    hlc: String,
     via: Via,
     state: State,
     stored_by: usize,
@@ -137,6 +140,7 @@ impl<'a> MessageObject<'a> {
             name: &message.name,
             node: message.id.run.node,
             time: time(message.hlc),
+            hlc: format!("{:016x}", message.hlc.0),
             via: message.via,
             state: standing.state,
             stored_by: standing.stored_by,
@@ -190,7 +194,7 @@ mod tests {
         let node = NodeId([7; 32]);
         let text = message("hi <b>".into());
         let expected = format!(
-            r#"{{"id":"{node}.0000000000000abc.42","room":"lobby","text":"hi <b>","name":"ada","node":"{node}","time":"2026-01-31T12:00:00.123Z","via":"mesh","state":"sent","stored_by":0,"verified":false}}"#
+            r#"{{"id":"{node}.0000000000000abc.42","room":"lobby","text":"hi <b>","name":"ada","node":"{node}","time":"2026-01-31T12:00:00.123Z","hlc":"019c13ec9e7b0000","via":"mesh","state":"sent","stored_by":0,"verified":false}}"#
         );
         assert_eq!(to_text(&MessageObject::of(&text, SENT)), expected);
         let frame = to_text(&MessageObject::frame(&text, SENT, Some("abc".into())));

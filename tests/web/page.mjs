@@ -1,108 +1,10 @@
 // Drives the page in a real browser against two running nodes of one mesh: `node page.mjs URL_A URL_B`.
-// Exits 1 at the first thing that is not as promised. CHROMIUM names the browser, SHOTS the folder for screenshots.
 
 import assert from 'node:assert/strict';
-import { mkdirSync, mkdtempSync } from 'node:fs';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { chromium } from 'playwright-core';
-
-const [urlA, urlB] = process.argv.slice(2);
-if (!urlB) {
-  console.error('usage: node page.mjs URL_A URL_B');
-  process.exit(2);
-}
-const shots = process.env.SHOTS ?? mkdtempSync(join(tmpdir(), 'hubless-shots-'));
-mkdirSync(shots, { recursive: true });
-
-const WAIT_MS = 15_000;
-const DESKTOP = { viewport: { width: 1280, height: 800 } };
-const PHONE = { viewport: { width: 390, height: 844 }, isMobile: true, hasTouch: true, deviceScaleFactor: 2 };
-const run = Math.random().toString(36).slice(2, 8);
-
-const browser = await chromium.launch({
-  executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
-  args: ['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-component-update', '--disable-sync'],
-});
-const faults = [];
-
-/** A page of a new person, connected and in `room`. */
-async function visit(url, { name, room = 'lobby', ...options } = {}) {
-  const context = await browser.newContext({ ...DESKTOP, ...options });
-  context.setDefaultTimeout(WAIT_MS);
-  const page = await context.newPage();
-  page.on('pageerror', error => faults.push(`script error: ${error.message}`));
-  page.on('dialog', dialog => { faults.push('a dialog opened'); dialog.dismiss(); });
-  page.on('console', message => {
-    // The browser itself reports connections that fail; cutting them is part of the test.
-    const expected = /WebSocket connection|ERR_INTERNET_DISCONNECTED|ERR_CONNECTION_REFUSED/.test(message.text());
-    if (message.type() === 'error' && !expected) faults.push(`console: ${message.text()}`);
-  });
-  await page.goto(`${url.replace(/\/$/, '')}/#${room}`);
-  await live(page);
-  if (name) await rename(page, name);
-  return page;
-}
-
-const live = page => page.waitForSelector('body[data-line=live]', { state: 'attached' });
-
-async function rename(page, name) {
-  if (await page.locator('#name-form').isHidden()) await page.click('#name-chip');
-  await page.fill('#name', name);
-  await page.press('#name', 'Enter');
-}
-
-async function say(page, text) {
-  await page.fill('#text', text);
-  await page.press('#text', 'Enter');
-}
-
-/** How often a text stands in the log. */
-const count = (page, text) => page.evaluate(text =>
-  [...document.querySelectorAll('#log .text')].filter(element => element.textContent === text).length, text);
-
-const stateOf = (page, text) => page.evaluate(text =>
-  [...document.querySelectorAll('#log .text')].find(element => element.textContent === text)?.closest('.msg').dataset.state, text);
-
-async function eventually(what, condition) {
-  const deadline = Date.now() + WAIT_MS;
-  let last;
-  do {
-    last = await condition();
-    if (last === true) return;
-    await new Promise(resolve => setTimeout(resolve, 20));
-  } while (Date.now() < deadline);
-  assert.fail(`${what} (within ${WAIT_MS} ms; last seen: ${JSON.stringify(last)})`);
-}
-
-/** Each text comes to stand once on each page, and never twice meanwhile. */
-async function onceOn(pages, texts) {
-  for (const page of pages) {
-    for (const text of texts) {
-      await eventually(`"${text}" stands once`, async () => {
-        const found = await count(page, text);
-        assert.ok(found <= 1, `"${text}" stands ${found} times`);
-        return found === 1;
-      });
-    }
-  }
-}
-
-async function check(what, test) {
-  const began = Date.now();
-  try {
-    await test();
-    assert.deepEqual(faults, []);
-  } catch (error) {
-    console.error(`FAILED: ${what}\n${error.stack ?? error}`);
-    await pageA?.screenshot({ path: join(shots, 'failed-a.png') }).catch(() => {});
-    await pageB?.screenshot({ path: join(shots, 'failed-b.png') }).catch(() => {});
-    console.error(`screenshots: ${shots}`);
-    await browser.close();
-    process.exit(1);
-  }
-  console.error(`ok: ${what} (${Date.now() - began} ms)`);
-}
+import {
+  DESKTOP, PHONE, browser, check, count, eventually, live, onceOn, post, rename, run, say, shots, stateOf, urlA, urlB, visit,
+} from './browser.mjs';
 
 let pageA, pageB;
 
@@ -346,11 +248,7 @@ await check('scrolling back loads older pages and keeps the place', async () => 
   const room = `long-${run}`;
   const posts = Array.from({ length: 240 }, (_, at) => `old ${at} ${run}`);
   for (const text of posts) {
-    const answer = await fetch(new URL('/api/v1/messages', urlA), {
-      method: 'POST', headers: { 'content-type': 'application/json' },
-      body: JSON.stringify({ room, text, name: `log-${run}`, client_id: `${text}` }),
-    });
-    assert.equal(answer.status, 201, await answer.text());
+    await post(urlA, { room, text, name: `log-${run}`, client_id: text });
   }
   const page = await visit(urlA, { room });
   await onceOn([page], [posts.at(-1)]);

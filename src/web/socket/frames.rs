@@ -17,6 +17,8 @@ pub(super) struct Incoming {
     pub name: Option<String>,
     pub after: Option<String>,
     pub durable: Option<String>,
+    /// In `hello`: a cursor after so many messages at the latest.
+    pub burst: Option<usize>,
     pub client_id: Option<String>,
     pub room: Option<String>,
     pub text: Option<String>,

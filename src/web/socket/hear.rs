@@ -102,6 +102,8 @@ pub(super) struct Greeted {
     pub source: Source,
     pub client: Client,
     pub acks: Acks,
+    /// A burst ends after so many messages, if the client said how many.
+    pub burst: Option<usize>,
 }
 
 /// Waits for the client's `hello`, answers it, and opens what it wants to hear.
@@ -176,9 +178,10 @@ pub(super) async fn greet(
     for failure in failures {
         say(sink, times, Outgoing::error(&failure, None)).await?;
     }
+    let burst = first.burst.filter(|_| said_hello);
     let first = (!said_hello && !first.kind.is_empty()).then_some(first);
     let client = Client { name, first, acks: acks.ear() };
-    Ok(Greeted { source, client, acks })
+    Ok(Greeted { source, client, acks, burst })
 }
 
 fn rename(name: Option<&str>) -> Result<Option<Arc<str>>, Failure> {
@@ -233,7 +236,8 @@ impl Client {
     }
 
     async fn obey(&mut self, handle: &Handle, incoming: Incoming) -> Result<Done, Failure> {
-        let Incoming { kind, name, client_id, room, text, content_type, data, cursor, after: _, durable: _ } = incoming;
+        let Incoming { kind, name, client_id, room, text, content_type, data, cursor, after: _, durable: _, burst: _ } =
+            incoming;
         match kind.as_str() {
             "send" => {
                 let draft = Said { room, text, mime: content_type, data, name, client_id }.draft()?;

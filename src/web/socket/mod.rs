@@ -242,11 +242,14 @@ async fn talk(site: &Site, sink: &mut Sink, source: &mut Frames, lobby: Option<S
             end = out.run(Source::Live(Box::new(lobby)), waiting) => end,
         };
     }
-    let Greeted { source: heard, client, acks } = match greet(handle, times, &shown, sink, source).await {
+    let Greeted { source: heard, client, acks, burst } = match greet(handle, times, &shown, sink, source).await {
         Ok(greeted) => greeted,
         Err(end) => return end,
     };
     let mut out = Out::new(site, sink, Protocol::Json, peers, shown);
+    if let Some(messages) = burst {
+        out.end_bursts_after(messages);
+    }
     tokio::select! {
         end = client.hear(handle, times, source, answers.clone(), pending) => end,
         end = settle(unsettled, answers.clone()) => end,

@@ -45,6 +45,8 @@ pub(super) struct Out<'a> {
     /// What the client has been told of them.
     shown: Arc<[Peer]>,
     followed: Followed,
+    /// A burst ends after so many messages at the latest.
+    burst_max: usize,
 }
 
 impl<'a> Out<'a> {
@@ -56,7 +58,17 @@ impl<'a> Out<'a> {
         shown: Arc<[Peer]>,
     ) -> Out<'a> {
         let Site { handle, standings, times, .. } = site;
-        Out { handle, standings, sink, times: *times, protocol, peers, shown, followed: Followed::default() }
+        Out {
+            handle,
+            standings,
+            sink,
+            times: *times,
+            protocol,
+            peers,
+            shown,
+            followed: Followed::default(),
+            burst_max: BURST_MESSAGES_MAX,
+        }
     }
 
     pub async fn run(&mut self, source: Source, answers: mpsc::Receiver<Answer>) -> End {
@@ -137,6 +149,11 @@ impl<'a> Out<'a> {
         }
     }
 
+    /// Has bursts end after `messages` at the latest: so that a client that stops anywhere can acknowledge what it has.
+    pub fn end_bursts_after(&mut self, messages: usize) {
+        self.burst_max = messages.clamp(1, BURST_MESSAGES_MAX);
+    }
+
     /// Writes a delivery and what else waits behind it.
     async fn burst(&mut self, first: Delivery, source: &mut Source) -> Result<(), End> {
         let began = Instant::now();
@@ -161,7 +178,7 @@ impl<'a> Out<'a> {
                     break;
                 }
             }
-            let full = count >= BURST_MESSAGES_MAX || bytes >= BURST_BYTES_MAX || began.elapsed() >= BURST_TIME_MAX;
+            let full = count >= self.burst_max || bytes >= BURST_BYTES_MAX || began.elapsed() >= BURST_TIME_MAX;
             // The cursor covers what was taken, so it is read before more is taken. A log that cannot be read is asked
             // again by whoever waits for the next delivery.
             next = if full { None } else { source.next().now_or_never().and_then(Result::ok) };
