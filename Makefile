@@ -15,13 +15,13 @@ SHELL := bash
 # Optimised, with assertions, and linked quickly: see `[profile.fast]` in Cargo.toml.
 TEST := cargo test --locked --profile fast --features sim,mutants
 CLIPPY := cargo clippy --locked --all-targets
-SUBSETS := mdns web cli sim mutants
+SUBSETS := history mdns web cli sim mutants
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  SOAK=NAME make soak      only the part NAME"
-	@echo "  COUNT=N make sim         N seeds"
+	@echo "  SOAK=NAME make soak      only the part NAME, or the tests whose names begin so"
+	@echo "  make sim SEEDS=N         N seeds; SEED=N replays one"
 	@echo "  Not root? unshare -rmn sh -c 'ip link set lo up; mount -t tmpfs none /run; make test'"
 
 setup: ## Install what the tests need (asks first, unless root or CI=true)
@@ -57,7 +57,7 @@ fmt: ## Format the code
 doc: ## Build the documentation; a broken link is an error
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 
-sim: ## Run the simulator of the core (COUNT seeds)
+sim: ## Run the simulator of the core (SEEDS=N seeds)
 	$(TEST) --test simulation -- --nocapture
 
 soak: setup ## The large counts, for hours; goes on where it stopped (SOAK=NAME for one part)

@@ -101,6 +101,7 @@ enum WireMessage<'a> {
         holdings: Vec<(WireRun, u64, WireRanges, WireRanges, u64, bool)>,
         all: bool,
         same: u64,
+        answers: u64,
     },
     Request {
         origin: WireRun,
@@ -154,6 +155,7 @@ pub fn encode(message: &Message) -> Bytes {
                 .collect(),
             all: digest.all,
             same: digest.same,
+            answers: digest.answers,
         },
         Message::Request(Request { origin, first, last, bytes_max }) => {
             WireMessage::Request { origin: wire_run(*origin), first: first.0, last: last.0, bytes_max: *bytes_max }
@@ -222,7 +224,7 @@ pub fn decode(topic: &[u8], body: &Bytes) -> Result<Message, WireError> {
         }),
         WireMessage::Goodbye { sent } => Message::Goodbye(Seq(sent)),
         WireMessage::DigestRequest { runs } => Message::DigestRequest(runs.into_iter().map(RunHash).collect()),
-        WireMessage::Digest { holdings, all, same } => Message::Digest(Digest {
+        WireMessage::Digest { holdings, all, same, answers } => Message::Digest(Digest {
             holdings: holdings
                 .into_iter()
                 .map(|(run, floor, held, volatile, newest, over)| Holding {
@@ -236,6 +238,7 @@ pub fn decode(topic: &[u8], body: &Bytes) -> Result<Message, WireError> {
                 .collect(),
             all,
             same,
+            answers,
         }),
         WireMessage::Request { origin, first, last, bytes_max } => {
             Message::Request(Request { origin: from_wire_run(origin), first: Seq(first), last: Seq(last), bytes_max })

@@ -60,7 +60,7 @@ impl Table {
     fn join(&mut self, window_bytes: usize) -> usize {
         let index = self.nodes.len();
         let run = Run { node: NodeId([index as u8 + 1; 32]), epoch: Epoch(7) };
-        self.nodes.push(Replica::new(self.clock(), run, format!("node {index}").into(), 1, window_bytes));
+        self.nodes.push(Replica::new(self.clock(), run, format!("node {index}").into(), 1, window_bytes, None));
         self.did.push(Vec::new());
         index
     }
@@ -119,6 +119,7 @@ impl Table {
                     }
                 }
                 Output::Notify(notice) => self.did[node].push(Did::Told(notice)),
+                Output::Log(order) => panic!("ordered without a log: {order:?}"),
                 Output::Send { to, message } => {
                     self.did[node].push(Did::Said(to, message.clone()));
                     if (self.lost)(&message) {
@@ -496,7 +497,7 @@ fn an_old_frame_changes_nothing() {
         first: Seq(1),
         from: Seq(1),
         through: Seq(1),
-        batches: vec![batch.bytes().clone()],
+        batches: vec![(batch.bytes().clone(), 0)],
     });
     let (given, window) = (table.texts(B).len(), table.nodes[B].window_size());
     for message in [old, repair] {
@@ -536,18 +537,20 @@ fn a_stream_that_was_forgotten_is_not_taken_again() {
     let from = table.run(A);
     let mut dead = Table::new(1);
     dead.nodes[0] =
-        Replica::new(table.clock(), Run { node: NodeId([99; 32]), epoch: Epoch(1) }, "dead".into(), 1, 1_000_000);
+        Replica::new(table.clock(), Run { node: NodeId([99; 32]), epoch: Epoch(1) }, "dead".into(), 1, 1_000_000, None);
     dead.say(A, &["old"]);
     let Some(Did::Said(_, Message::Batch(old))) = dead.did[A].first() else { panic!("nothing said") };
     let repair = |batch: &Batch| {
         let (origin, first, through) = (batch.origin(), batch.first(), batch.last());
-        Message::Repair(Repair { origin, first, from: first, through, batches: vec![batch.bytes().clone()] })
+        Message::Repair(Repair { origin, first, from: first, through, batches: vec![(batch.bytes().clone(), 0)] })
     };
     let told = |run: Run, newest: Hlc| {
         let held = RangeSet::of(Seq(1), Seq(1));
         Message::Digest(Digest {
-            holdings: vec![Holding { run, floor: Seq(0), held, newest, over: false }],
+            holdings: vec![Holding { run, floor: Seq(0), held, volatile: RangeSet::new(), newest, over: false }],
             all: false,
+            same: 0,
+            answers: 0,
         })
     };
     let small = table.join(1);

@@ -1,6 +1,6 @@
 //! Thousands of seeded meshes with faults; see `hubless::sim`.
 //!
-//! `COUNT=n` plays that many seeds instead of 2,000 (20,000 with `HUBLESS_SOAK=1`); `FIRST=n` begins there; `SEED=n` plays
+//! `SEEDS=n` (or `COUNT=n`) plays that many seeds instead of 2,000 (50,000 with `HUBLESS_SOAK=1`); `FIRST=n` begins there; `SEED=n` plays
 //! one and shows what happened.
 
 // Helpers of tests fail as tests do.
@@ -82,7 +82,7 @@ fn the_invariants_hold_for_every_seed() {
     let began = Instant::now();
     let first = number("FIRST").unwrap_or(0);
     let soak_wanted = std::env::var("HUBLESS_SOAK").is_ok_and(|value| value == "1");
-    let count = number("COUNT").unwrap_or(if soak_wanted { 20_000 } else { 2_000 });
+    let count = number("SEEDS").or(number("COUNT")).unwrap_or(if soak_wanted { 50_000 } else { 2_000 });
     let (reports, violations) = play_all(first..first + count, sim::run, |violations| violations.len() >= 20);
     let mut classes: BTreeMap<Class, BTreeMap<&str, u64>> = BTreeMap::new();
     for report in &reports {
@@ -90,7 +90,8 @@ fn the_invariants_hold_for_every_seed() {
         *sums.entry("seeds").or_default() += 1;
         *sums.entry("simulated_s").or_default() += report.simulated_ms / 1_000;
         for (name, count) in report.counts.list() {
-            *sums.entry(name).or_default() += count;
+            let sum = sums.entry(name).or_default();
+            *sum = sum.saturating_add(count);
         }
     }
     for (class, sums) in &classes {
@@ -119,6 +120,13 @@ fn faults(class: Class) -> &'static [&'static str] {
         Class::SmallWindow => &["evictions", "missing", "gaps"],
         Class::LateJoiner => &["joins", "repaired_bytes"],
         Class::Replay => &["replays"],
+        Class::PowerCut => &["power_cuts", "lost_orders", "stored", "crashes"],
+        Class::BackInTime => &["restores", "lost_disks", "clones"],
+        Class::DiskTrouble => &["disk_failures", "quarantines", "loads"],
+        Class::Retention => &["expired"],
+        Class::Clocks => &["odd_clocks"],
+        Class::Flood => &["floods", "link_drops"],
+        Class::Hostile => &["lies"],
         Class::Mixed => {
             &["losses", "duplicates", "reordered", "partitions", "crashes", "restarts", "joins", "jumps", "replays"]
         }

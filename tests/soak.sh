@@ -3,7 +3,8 @@
 #
 # A part is a file tests/NAME.rs that reads HUBLESS_SOAK, or `bench`. Each claim has a line; this adds one for the whole
 # part. A part that passed at this commit is not run again; with uncommitted changes every part is. With COUNT, which asks
-# for other counts than the large ones, no part counts as passed.
+# for other counts than the large ones, no part counts as passed. SOAK=NAME asks for one part, or else for all tests of the
+# parts whose names begin so (`kill9`).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -30,15 +31,25 @@ run() {
         bench
     else
         HUBLESS_SOAK=1 HUBLESS_SOAK_FILE=$results HUBLESS_COMMIT=$commit \
-            cargo test --locked --profile fast --features sim,mutants --test "$1" -- --nocapture
+            cargo test --locked --profile fast --features sim,mutants --test "${1%%:*}" -- --nocapture ${tests[$1]:-}
     fi
 }
 
 mapfile -t parts < <(grep -lE 'HUBLESS_SOAK|soak::' tests/*.rs | sed 's|tests/||; s|\.rs$||')
 parts+=(bench)
-if [[ -n ${SOAK:-} ]]; then
-    [[ " ${parts[*]} " == *" $SOAK "* ]] || { echo "error: no part $SOAK; there are ${parts[*]}" >&2; exit 2; }
+# The tests to run of a part that is not run whole, by `FILE:NAME`.
+declare -A tests=()
+if [[ -n ${SOAK:-} && " ${parts[*]} " == *" $SOAK "* ]]; then
     parts=("$SOAK")
+elif [[ -n ${SOAK:-} ]]; then
+    some=()
+    for part in "${parts[@]}"; do
+        names=$(grep -soE "^fn ${SOAK}[a-z0-9_]*\\(\\)" "tests/$part.rs" | sed 's/^fn //; s/()//' | tr '\n' ' ') || continue
+        some+=("$part:$SOAK")
+        tests[$part:$SOAK]=$names
+    done
+    [[ ${#some[@]} -gt 0 ]] || { echo "error: no part and no test $SOAK; the parts are ${parts[*]}" >&2; exit 2; }
+    parts=("${some[@]}")
 fi
 
 failed=0

@@ -13,7 +13,7 @@ use hubless::replica::Replica;
 use hubless::replica::batch::{Batch, Draft, Via};
 use hubless::replica::clock::{Hlc, Mono, Now};
 use hubless::replica::event::Output;
-use hubless::replica::message::{Digest, Heartbeat, Hello, Holding, Mark, Message, Repair, Request};
+use hubless::replica::message::{BUCKETS, Digest, Heartbeat, Hello, Holding, Mark, Message, Repair, Request};
 use hubless::replica::ranges::RangeSet;
 use hubless::wire::{self, WireError};
 
@@ -24,7 +24,7 @@ fn run(number: u8) -> Run {
 /// The batch that a node of fixed name and time makes of fixed drafts.
 fn batch() -> Batch {
     let now = Now { mono: Mono(0), wall_ms: 1_767_225_600_000 };
-    let mut replica = Replica::new(now, run(1), "ada".into(), 0, 1_000_000);
+    let mut replica = Replica::new(now, run(1), "ada".into(), 0, 1_000_000, None);
     let mut data = Draft::new(Room::new("sensors.a").unwrap(), vec![0u8, 255]);
     (data.name, data.key, data.via) = (Some("probe".into()), Some(Key([7; 16])), Via::Amqp);
     replica.publish(now, vec![Draft::new(Room::lobby(), "hi"), data]);
@@ -44,14 +44,21 @@ fn topic(message: &Message) -> &'static [u8] {
 /// One message of each kind.
 fn kinds() -> Vec<(&'static str, Message)> {
     let held: RangeSet = [(Seq(1), Seq(9)), (Seq(300), Seq(70_000))].into_iter().collect();
+    let volatile = RangeSet::of(Seq(400), Seq(70_000));
     vec![
         ("batch", Message::Batch(batch())),
         (
             "heartbeat",
             Message::Heartbeat(Heartbeat {
                 sent: Seq(300),
-                marks: vec![Mark { run: RunHash(0x1122_3344_5566_7788), floor: Seq(3), held: held.clone() }],
+                marks: vec![Mark {
+                    run: RunHash(0x1122_3344_5566_7788),
+                    floor: Seq(3),
+                    held: held.clone(),
+                    volatile: volatile.clone(),
+                }],
                 settled: 5,
+                wall_ms: 1_767_225_600_000,
             }),
         ),
         (
@@ -61,6 +68,7 @@ fn kinds() -> Vec<(&'static str, Message)> {
                 endpoints: vec!["10.0.0.1:47474".parse().unwrap(), "[fe80::1]:9".parse().unwrap()],
                 hears: vec![RunHash(1)],
                 knows: vec![(run(2), vec!["10.0.0.2:1".parse().unwrap()])],
+                wall_ms: 1_767_225_600_000,
             }),
         ),
         ("goodbye", Message::Goodbye(Seq(251))),
@@ -68,8 +76,10 @@ fn kinds() -> Vec<(&'static str, Message)> {
         (
             "digest",
             Message::Digest(Digest {
-                holdings: vec![Holding { run: run(2), floor: Seq(0), held, newest: Hlc::at(1), over: true }],
+                holdings: vec![Holding { run: run(2), floor: Seq(0), held, volatile, newest: Hlc::at(1), over: true }],
                 all: true,
+                same: 0x8000_0000_0000_0001,
+                answers: 7,
             }),
         ),
         (
@@ -83,11 +93,12 @@ fn kinds() -> Vec<(&'static str, Message)> {
                 first: Seq(1),
                 from: Seq(1),
                 through: Seq(2),
-                batches: vec![batch().bytes().clone()],
+                batches: vec![(batch().bytes().clone(), 1_767_225_600_001)],
             }),
         ),
         ("ping", Message::Ping(1)),
         ("pong", Message::Pong(u64::MAX)),
+        ("compare", Message::Compare(Box::new(std::array::from_fn(|at| at as u64)))),
     ]
 }
 
@@ -95,25 +106,25 @@ fn kinds() -> Vec<(&'static str, Message)> {
 const GOLDEN: &[(&str, &str)] = &[
     (
         "batch",
-        "010101010101010101010101010101010101010101010101010101010101010101efcdab89674523010100000000000000\
-         02000000000000a8da769b0192456082dc5fd2ae6458e129ba295a561f450d4f8aaddf0ff4db83467253f4f9000000000000\
+        "010101010101010101010101010101010101010101010101010101010101010101efcdab8967452301010000000000000002\
+         000000000000a8da769b0192456082dc5fd2ae6458e129ba295a561f450d4f8aaddf0ff4db83467253f4f900000000000000\
          0000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000\
-         0000000000000000000000000000000000000000000000000000000000000000000000000000000003616461010107070707\
-         070707070707070707070707056c6f6262790000000268690973656e736f72732e61010570726f62650201186170706c6963\
-         6174696f6e2f6f637465742d73747265616d0200ff",
+         0000000000000000000000000000000000000000000000000000000000000000000000000000000361646101010707070707\
+         0707070707070707070707056c6f6262790000000268690973656e736f72732e61010570726f62650201186170706c696361\
+         74696f6e2f6f637465742d73747265616d0200ff",
     ),
-    ("heartbeat", "0100fb2c0101fd887766554433221103020109fb2c01fc7011010005"),
+    ("heartbeat", "0100fb2c0101fd887766554433221103020109fb2c01fc7011010001fb9001fc7011010005fd00a8da769b010000"),
     (
         "hello",
         "01010361646102000a000001fb72b901fe800000000000000000000000000001090101010202020202020202020202020202\
-         020202020202020202020202020202020202fdefcdab896745230101000a00000201",
+         020202020202020202020202020202020202fdefcdab896745230101000a00000201fd00a8da769b010000",
     ),
     ("goodbye", "0102fbfb00"),
     ("digest request", "01030201fdffffffffffffffff"),
     (
         "digest",
         "0104010202020202020202020202020202020202020202020202020202020202020202fdefcdab896745230100020109fb2c\
-         01fc70110100fc000001000101",
+         01fc7011010001fb9001fc70110100fc000001000101fd010000000000008007",
     ),
     (
         "request",
@@ -128,10 +139,15 @@ const GOLDEN: &[(&str, &str)] = &[
          0000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000\
          0000000000000000000000000000000000000000000000000000000000000000000000000000000361646101010707070707\
          0707070707070707070707056c6f6262790000000268690973656e736f72732e61010570726f62650201186170706c696361\
-         74696f6e2f6f637465742d73747265616d0200ff",
+         74696f6e2f6f637465742d73747265616d0200fffd01a8da769b010000",
     ),
     ("ping", "010701"),
     ("pong", "0108fdffffffffffffffff"),
+    (
+        "compare",
+        "010940000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f202122232425262728292a2b2c2d2e\
+         2f303132333435363738393a3b3c3d3e3f",
+    ),
 ];
 
 #[test]
@@ -172,31 +188,43 @@ fn messages() -> impl Strategy<Value = Message> {
     let seq = || any::<u64>().prop_map(Seq);
     let hashes = || vec(any::<u64>().prop_map(RunHash), 0..9);
     let addresses = || vec(any::<std::net::SocketAddr>().prop_map(plain_address), 0..4);
-    let mark =
-        (any::<u64>(), seq(), range_sets()).prop_map(|(run, floor, held)| Mark { run: RunHash(run), floor, held });
-    let holding = (runs(), seq(), range_sets(), any::<u64>(), any::<bool>())
-        .prop_map(|(run, floor, held, newest, over)| Holding { run, floor, held, newest: Hlc(newest), over });
+    let mark = (any::<u64>(), seq(), range_sets(), range_sets()).prop_map(|(run, floor, held, volatile)| Mark {
+        run: RunHash(run),
+        floor,
+        held,
+        volatile,
+    });
+    let holding = (runs(), seq(), range_sets(), range_sets(), any::<u64>(), any::<bool>()).prop_map(
+        |(run, floor, held, volatile, newest, over)| Holding { run, floor, held, volatile, newest: Hlc(newest), over },
+    );
     prop_oneof![
-        (seq(), vec(mark, 0..9), any::<u64>()).prop_map(|(sent, marks, settled)| Message::Heartbeat(Heartbeat {
-            sent,
-            marks,
-            settled
-        })),
-        (".{0,40}", addresses(), hashes(), vec((runs(), addresses()), 0..5)).prop_map(
-            |(name, endpoints, hears, knows)| Message::Hello(Hello { name: name.into(), endpoints, hears, knows })
+        (seq(), vec(mark, 0..9), any::<u64>(), any::<u64>()).prop_map(|(sent, marks, settled, wall_ms)| {
+            Message::Heartbeat(Heartbeat { sent, marks, settled, wall_ms })
+        }),
+        (".{0,40}", addresses(), hashes(), vec((runs(), addresses()), 0..5), any::<u64>()).prop_map(
+            |(name, endpoints, hears, knows, wall_ms)| {
+                Message::Hello(Hello { name: name.into(), endpoints, hears, knows, wall_ms })
+            }
         ),
         seq().prop_map(Message::Goodbye),
         hashes().prop_map(Message::DigestRequest),
-        (vec(holding, 0..9), any::<bool>()).prop_map(|(holdings, all)| Message::Digest(Digest { holdings, all })),
+        (vec(holding, 0..9), any::<bool>(), any::<u64>(), any::<u64>())
+            .prop_map(|(holdings, all, same, answers)| { Message::Digest(Digest { holdings, all, same, answers }) }),
         (runs(), seq(), seq(), any::<u32>()).prop_map(|(origin, first, last, bytes_max)| Message::Request(Request {
             origin,
             first,
             last,
             bytes_max
         })),
-        (runs(), seq(), seq(), seq(), vec(vec(any::<u8>(), 0..99).prop_map(Bytes::from), 0..4)).prop_map(
-            |(origin, first, from, through, batches)| Message::Repair(Repair { origin, first, from, through, batches })
-        ),
+        (runs(), seq(), seq(), seq(), vec((vec(any::<u8>(), 0..99).prop_map(Bytes::from), any::<u64>()), 0..4))
+            .prop_map(|(origin, first, from, through, batches)| Message::Repair(Repair {
+                origin,
+                first,
+                from,
+                through,
+                batches
+            })),
+        vec(any::<u64>(), BUCKETS).prop_map(|hashes| Message::Compare(Box::new(hashes.try_into().unwrap()))),
         any::<u64>().prop_map(Message::Ping),
         any::<u64>().prop_map(Message::Pong),
     ]

@@ -17,7 +17,7 @@ use crate::replica::event::{Kept, OnDisk, Opened, Report, Span};
 use crate::replica::keys::{Namesakes, Place, Standing};
 
 /// How many batches one commit lets go of at most.
-pub(super) const EXPIRED_BATCHES_MAX: usize = 1000;
+const EXPIRED_BATCHES_MAX: usize = 1000;
 /// How many records one slice of retention looks at.
 const LOOKED_AT_MAX: usize = 4000;
 
@@ -31,6 +31,9 @@ pub(super) struct Log {
     totals: Totals,
     /// No batch is due by age before this, in milliseconds since 1970; none if it is not known.
     next_due_ms: Option<u64>,
+    /// Nothing is before these, so that traces of what has gone are not read again and again.
+    oldest_key: Vec<u8>,
+    oldest_number: u64,
     pending: Pending,
 }
 
@@ -75,7 +78,15 @@ impl Log {
     pub fn load(store: Arc<Store>) -> Result<Log, Fault> {
         let (origins, totals) = (BTreeMap::new(), Totals::default());
         let pending = Pending::default();
-        let mut log = Log { store, origins, totals, next_due_ms: None, pending };
+        let mut log = Log {
+            store,
+            origins,
+            totals,
+            next_due_ms: None,
+            oldest_key: vec![table::BATCH],
+            oldest_number: 0,
+            pending,
+        };
         let store = log.store.clone();
         let view = store.view();
         if let Some(value) = view.get(&rows::named_key(table::META, Totals::NAME))? {
@@ -154,7 +165,11 @@ impl Log {
         self.pending.totals = true;
         self.next_due_ms = self.next_due_ms.map(|due| due.min(age_from(kept)));
         self.pending.bytes += record.len();
-        self.put(stamp.batch_key(), record);
+        let key = stamp.batch_key();
+        if key < self.oldest_key {
+            self.oldest_key.clone_from(&key);
+        }
+        self.put(key, record);
         self.put(stamp.seq_key(), extent.value());
         self.pending.extents.insert((run, first), extent);
         self.pending.touched.insert(run);
@@ -251,22 +266,32 @@ impl Log {
         self.pending.sync = true;
     }
 
-    /// Lets go of the oldest batches of `run`, as many as one commit takes; answers whether more are left. Nothing else may
-    /// be pending.
-    pub fn expire(&mut self, run: Run) -> Result<bool, Fault> {
+    /// The newest entry stored of `run`.
+    pub fn stored_top(&self, run: Run) -> Seq {
+        self.origins.get(&run).map_or(Seq(0), |origin| origin.stored.top())
+    }
+
+    /// Lets go of the batches of `run` up to `through`, as many as one commit takes; answers whether more are left. Nothing
+    /// else may be pending.
+    pub fn expire(&mut self, run: Run, through: Seq) -> Result<bool, Fault> {
         let store = self.store.clone();
         let view = store.view();
         self.pending.expired.entry(run).or_default();
-        let mut count = 0;
-        for extent in view.extents(run, Seq(1), Seq(u64::MAX))? {
-            if count == EXPIRED_BATCHES_MAX {
-                return Ok(true);
+        let floor = self.origins.get(&run).map_or(Seq(0), |origin| origin.floor);
+        let mut more = false;
+        if floor < through {
+            let range = rows::seq_key(run, floor.next())..=rows::seq_key(run, through);
+            for (count, row) in view.rows(range).enumerate() {
+                more = count == EXPIRED_BATCHES_MAX;
+                if more {
+                    break;
+                }
+                let (key, value) = row?;
+                self.let_go(&view.kept(&read_extent(&key, &value)?.stamp)?)?;
             }
-            count += 1;
-            let stamp = extent?.stamp;
-            self.let_go(&view.kept(&stamp)?)?;
         }
-        Ok(false)
+        self.drop_numbers(&view)?;
+        Ok(more)
     }
 
     /// Lets go of what is due, in time order from `from`, as much as one commit takes. Nothing else may be pending.
@@ -282,16 +307,19 @@ impl Log {
         }
         let store = self.store.clone();
         let view = store.view();
-        let start = from.map_or(Bound::Included(vec![table::BATCH]), Bound::Excluded);
+        let begins = from.as_ref().is_none_or(|from| *from == self.oldest_key);
+        let start = from.map_or_else(|| Bound::Included(self.oldest_key.clone()), Bound::Excluded);
         let too_old = |from_ms: u64| due.wall_ms.is_some_and(|now_ms| from_ms.saturating_add(due.retain_ms) < now_ms);
         let (mut looked_at, mut gone) = (0, 0);
         let mut walked = Walked::Done;
+        let mut oldest_stays = None;
         for row in view.rows((start, Bound::Excluded(vec![table::BATCH + 1]))) {
             let (key, value) = row?;
             let stamp = Stamp::read(&key[1..]).ok_or_else(|| bad("batch"))?;
             let too_much = self.totals.bytes > due.retain_bytes;
             if !too_old(stamp.hlc.wall_ms()) && !too_much {
                 self.see_due(stamp.hlc.wall_ms());
+                oldest_stays.get_or_insert(key.to_vec());
                 break; // What follows is younger still.
             }
             let kept = read_kept(&stamp, &value)?;
@@ -303,12 +331,19 @@ impl Log {
                 gone += 1;
             } else {
                 self.see_due(age_from(&kept));
+                oldest_stays.get_or_insert(key.to_vec());
             }
             looked_at += 1;
             if looked_at == LOOKED_AT_MAX || gone == EXPIRED_BATCHES_MAX {
                 walked = Walked::On(key.to_vec());
                 break;
             }
+        }
+        if let (Walked::On(key), None) = (&walked, &oldest_stays) {
+            oldest_stays = Some(key.clone());
+        }
+        if let Some(key) = oldest_stays.filter(|_| begins) {
+            self.oldest_key = key;
         }
         self.drop_numbers(&view)?;
         Ok(walked)
@@ -360,13 +395,15 @@ impl Log {
 
     /// Numbers of batches that have gone, the lowest ones: what remains among the others is skipped by who reads.
     fn drop_numbers(&mut self, view: &View<'_>) -> Result<(), Fault> {
-        for row in view.rows(rows::below(&[table::ADMITTED])).take(LOOKED_AT_MAX) {
+        let range = (Bound::Included(rows::number_key(self.oldest_number)), Bound::Excluded(vec![table::ADMITTED + 1]));
+        for row in view.rows(range).take(LOOKED_AT_MAX) {
             let (key, value) = row?;
-            let (_, numbered) = Numbered::read(&key, &value).ok_or_else(|| bad("number"))?;
+            let (number, numbered) = Numbered::read(&key, &value).ok_or_else(|| bad("number"))?;
             let gone = self.origins.get(&numbered.stamp.run).is_none_or(|origin| numbered.last() <= origin.floor);
             if !gone {
                 break;
             }
+            self.oldest_number = number + 1;
             self.pending.changes.push((key.to_vec(), None));
         }
         Ok(())

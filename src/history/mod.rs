@@ -164,6 +164,12 @@ impl History {
         self.admitted.clone()
     }
 
+    /// Whether the log that is open has been read once to its end and all of it fits together.
+    #[cfg(test)]
+    pub fn is_checked(&self) -> bool {
+        self.reader.is_checked()
+    }
+
     /// Does all that was ordered, syncs, and ends.
     pub fn close(self) {
         drop(self);

@@ -362,6 +362,11 @@ impl Reader {
         })
     }
 
+    #[cfg(test)]
+    pub(super) fn is_checked(&self) -> bool {
+        self.shared.current().is_some_and(|store| store.is_checked())
+    }
+
     pub(super) fn holds(&self, stamp: &Stamp) -> Result<bool, HistoryError> {
         self.read(|view| view.has(&stamp.seq_key()))
     }

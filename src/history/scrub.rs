@@ -26,15 +26,20 @@ const PAUSE: Duration = Duration::from_millis(3);
 /// Starts it; none if there is no thread to be had: it is done at the next opening then.
 pub(super) fn start(store: Arc<Store>, commands: Sender<Command>) -> Option<JoinHandle<()>> {
     let work = move || {
-        let found = guarded(|| {
-            let view = store.view();
-            Scrub { view: &view, rows: 0, bytes: 0 }.all()
-        });
-        if let Err(Fault::Damaged(what)) = found {
-            let _ = commands.send(Command::Damaged(store.generation, what));
+        let found = guarded(|| check(&store));
+        match found {
+            Ok(()) => store.set_checked(),
+            Err(Fault::Damaged(what)) => _ = commands.send(Command::Damaged(store.generation, what)),
+            Err(fault) => tracing::debug!("the history was not read to its end: {fault}"),
         }
     };
     std::thread::Builder::new().name("history-scrub".into()).spawn(work).ok()
+}
+
+/// Reads everything; an error says what does not fit.
+pub(super) fn check(store: &Store) -> Result<(), Fault> {
+    let view = store.view();
+    Scrub { view: &view, rows: 0, bytes: 0 }.all()
 }
 
 /// One reading; counts what the current slice has taken.

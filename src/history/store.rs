@@ -3,7 +3,7 @@
 //! Owns how the folder is made (whole, or not at all), which errors mean damage and which will pass, and what a row that
 //! cannot be read means. Never decides what to write.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::ops::RangeBounds;
 use std::os::unix::fs::DirBuilderExt;
@@ -27,14 +27,18 @@ use crate::replica::event::Kept;
 
 /// Blocks of the log kept in memory.
 const CACHE_BYTES: u64 = 48 * 1024 * 1024;
-/// What is written and not yet sorted into a table; at most five of these are in memory.
-const MEMTABLE_BYTES: u64 = 16 * 1024 * 1024;
+/// What is written and not yet sorted into a table; four of these are in memory at most. Tests see tables earlier.
+const MEMTABLE_BYTES: u64 = if cfg!(test) { 128 * 1024 } else { 16 * 1024 * 1024 };
+/// How many of them may wait to be sorted.
+const MEMTABLES_WAITING_MAX: usize = 3;
 /// Values from this length on stay where they were first written: sorting copies only where they are.
 const APART_BYTES_MIN: u32 = 4 * 1024;
 /// Says, beside the rows, which version they have, so that a newer one is known without opening it.
 const FORMAT_FILE: &str = "format";
 /// What fjall writes when a database is whole.
 const FJALL_MARKER: (&str, &[u8]) = ("version", b"FJL\x03");
+/// What fjall locks; it does not open a database that has lost it.
+const FJALL_LOCK: &str = "lock";
 
 /// Why the disk did not do what was asked.
 #[derive(Debug)]
@@ -55,6 +59,9 @@ pub(super) enum Fault {
     Closing,
 }
 
+/// Where the database keeps what it writes beside its journals.
+const KEYSPACES_FOLDER: &str = "keyspaces";
+
 /// A log that is open.
 pub(super) struct Store {
     database: Database,
@@ -64,6 +71,7 @@ pub(super) struct Store {
     /// Which opening of this process it is.
     pub generation: u64,
     closing: AtomicBool,
+    checked: AtomicBool,
 }
 
 /// The log as it was at one moment.
@@ -90,20 +98,49 @@ impl Store {
             if found > FORMAT_VERSION {
                 return Err(Fault::Newer(found));
             }
-            Ok(Store { database, rows, log, generation, closing: AtomicBool::new(false) })
+            Ok(Store {
+                database,
+                rows,
+                log,
+                generation,
+                closing: AtomicBool::new(false),
+                checked: AtomicBool::new(false),
+            })
         })?;
         if version.is_none() {
             write_format(folder)?;
         }
+        // The database does not sync the folders in which it makes its own: a power cut would take them.
+        for path in folder.ancestors().take(2).chain([&*folder.join(KEYSPACES_FOLDER)]) {
+            File::open(path)?.sync_all()?;
+        }
         Ok(store)
     }
 
-    /// Opens what is left of a log that was moved aside, whatever it says of itself.
+    /// Opens what is left of a log that was moved aside, whatever it says of itself; without its journals if need be.
     pub fn open_damaged(folder: &Path) -> Result<Store, Fault> {
         fs::write(folder.join(FJALL_MARKER.0), FJALL_MARKER.1)?;
-        guarded(|| {
+        let open = || {
             let (database, rows) = open_fjall(folder)?;
-            Ok(Store { database, rows, log: 0, generation: 0, closing: AtomicBool::new(false) })
+            Ok(Store {
+                database,
+                rows,
+                log: 0,
+                generation: 0,
+                closing: AtomicBool::new(false),
+                checked: AtomicBool::new(false),
+            })
+        };
+        guarded(open).or_else(|_| {
+            for entry in fs::read_dir(folder)? {
+                let path = entry?.path();
+                if path.extension().is_some_and(|extension| extension == "jnl") {
+                    fs::rename(&path, path.with_extension("unread"))?;
+                    // fjall numbers its writes from what it finds only beside a journal, be it an empty one.
+                    File::create(&path)?;
+                }
+            }
+            guarded(open)
         })
     }
 
@@ -134,7 +171,7 @@ impl Store {
     /// fjall waits for its own workers inside a commit, for ever if they have died of an error; so it is waited for here,
     /// where that is noticed.
     fn wait_for_room(&self) -> Result<(), Fault> {
-        while self.rows.sealed_memtable_count() >= 3 || self.rows.tree.l0_run_count() >= 18 {
+        while self.rows.sealed_memtable_count() >= MEMTABLES_WAITING_MAX || self.rows.tree.l0_run_count() >= 18 {
             self.database.persist(PersistMode::Buffer).map_err(|error| Fault::from(error).of_writing())?;
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -155,6 +192,16 @@ impl Store {
     /// Whoever reads at length looks here now and then.
     pub fn check_open(&self) -> Result<(), Fault> {
         if self.closing.load(Ordering::Relaxed) { Err(Fault::Closing) } else { Ok(()) }
+    }
+
+    /// It was read to its end and fits together.
+    pub fn set_checked(&self) {
+        self.checked.store(true, Ordering::Relaxed);
+    }
+
+    #[cfg(test)]
+    pub fn is_checked(&self) -> bool {
+        self.checked.load(Ordering::Relaxed)
     }
 
     /// Asks everybody who reads to end.
@@ -208,10 +255,15 @@ impl View<'_> {
         first: Seq,
         last: Seq,
     ) -> Result<impl Iterator<Item = Result<Extent, Fault>>, Fault> {
-        // The one that holds `first` may begin before it.
-        let before = self.rows(rows::run_key(table::SEQ, run)..=rows::seq_key(run, first)).next_back();
-        let before = before.transpose()?.map(|(key, value)| read_extent(&key, &value)).transpose()?;
-        let start = before.filter(|extent| extent.last() >= first).map_or(first, |extent| extent.stamp.first);
+        // The one that holds `first` may begin before it; mostly it does not, and then nothing is searched backwards,
+        // where an origin may have left the traces of much that has gone.
+        let start = if self.has(&rows::seq_key(run, first))? {
+            first
+        } else {
+            let before = self.rows(rows::run_key(table::SEQ, run)..=rows::seq_key(run, first)).next_back();
+            let before = before.transpose()?.map(|(key, value)| read_extent(&key, &value)).transpose()?;
+            before.filter(|extent| extent.last() >= first).map_or(first, |extent| extent.stamp.first)
+        };
         let range = rows::seq_key(run, start)..=rows::seq_key(run, last.max(start));
         let wanted = first <= last;
         Ok(self.rows(range).take_while(move |_| wanted).map(|row| {
@@ -362,12 +414,19 @@ fn check_format(folder: &Path) -> Result<Option<u32>, Fault> {
     if let Some(newer) = version.filter(|version| *version > FORMAT_VERSION) {
         return Err(Fault::Newer(newer));
     }
-    match fs::read(folder.join(FJALL_MARKER.0)) {
-        Ok(marker) if marker == FJALL_MARKER.1 => Ok(version),
-        Ok(_) => Err(Fault::Damaged("the marker of the database does not read".into())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Fault::Damaged("there is no database".into())),
-        Err(error) => Err(error.into()),
+    let marker = match fs::read(folder.join(FJALL_MARKER.0)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        marker => marker?,
+    };
+    if marker != FJALL_MARKER.1 {
+        // Without the marker, fjall would begin a new database on top of this one.
+        if version.is_none() {
+            return Err(Fault::Damaged("nothing says what this folder is".into()));
+        }
+        fs::write(folder.join(FJALL_MARKER.0), FJALL_MARKER.1)?;
     }
+    OpenOptions::new().append(true).create(true).open(folder.join(FJALL_LOCK))?;
+    Ok(version)
 }
 
 impl Fault {

@@ -15,7 +15,7 @@ use super::store::{Fault, Store, guarded};
 use super::{Command, Health, Options, Shared, scrub};
 use crate::config::Fsync;
 use crate::error::{HistoryError, StartError};
-use crate::id::Run;
+use crate::id::{Run, Seq};
 use crate::metrics::Metrics;
 use crate::replica::event::{Opened, Order, Report};
 
@@ -44,7 +44,10 @@ pub(super) struct Writer {
     unsynced_since: Option<Instant>,
     /// Retention under way: with what, and from where it goes on.
     walk: Option<(Due, Option<Vec<u8>>)>,
-    expiring: Vec<Run>,
+    /// Retention that begins when that is over.
+    walk_next: Option<Due>,
+    /// Origins to be let go of, up to what was stored when that was ordered.
+    expiring: Vec<(Run, Seq)>,
     answers: Vec<oneshot::Sender<Result<(), HistoryError>>>,
     scrub: Option<JoinHandle<()>>,
     salvage: Option<Salvage>,
@@ -72,6 +75,7 @@ impl Writer {
             retry_at: None,
             unsynced_since: None,
             walk: None,
+            walk_next: None,
             expiring: Vec::new(),
             answers: Vec::new(),
             scrub: None,
@@ -128,7 +132,7 @@ impl Writer {
 
     /// Waits for a command, or until something is due.
     fn wait(&self, inbox: &Receiver<Command>) -> Result<Command, RecvTimeoutError> {
-        if self.walk.is_some() || !self.expiring.is_empty() {
+        if self.walk.is_some() || self.walk_next.is_some() || !self.expiring.is_empty() {
             return inbox.recv_timeout(Duration::ZERO);
         }
         match self.retry_at.or(self.unsynced_since.map(|since| since + SYNC_WITHIN)) {
@@ -161,50 +165,50 @@ impl Writer {
         }
     }
 
-    /// Without a log, orders are dropped: the core gives them again when it is told what is there.
     fn carry_out(&mut self, order: Order) {
-        let Some(log) = &mut self.log else { return };
-        let done = match order {
+        let alone = self.options.fsync == Fsync::Always && matches!(order, Order::Append(_));
+        match self.apply(order) {
+            Ok(()) if alone => self.commit(),
+            Ok(()) => {}
+            Err(fault) => self.fail(fault),
+        }
+    }
+
+    /// Without a log, orders are dropped: the core gives them again when it is told what is there.
+    fn apply(&mut self, order: Order) -> Result<(), Fault> {
+        let Some(log) = &mut self.log else { return Ok(()) };
+        match order {
             Order::Append(kept) => {
-                let done = guarded(|| log.append(&kept)).map(|contradicts| {
-                    if contradicts {
-                        self.metrics.conflicts.inc();
-                        tracing::warn!(batch = ?kept.batch, "a batch that overlaps another one on disk is dropped");
-                    }
-                });
-                if done.is_ok() && self.options.fsync == Fsync::Always {
-                    return self.commit();
+                if guarded(|| log.append(&kept))? {
+                    self.metrics.conflicts.inc();
+                    tracing::warn!(batch = ?kept.batch, "a batch that overlaps another one on disk is dropped");
                 }
-                done
             }
-            Order::Admit { span, late } => guarded(|| log.admit(span, late)),
-            Order::Settle(span) => Ok(log.settle(span)),
-            Order::Forget { run, horizon } => Ok(log.forget(run, horizon)),
-            Order::Expire(run) => Ok(self.expiring.push(run)),
+            Order::Admit { span, late } => guarded(|| log.admit(span, late))?,
+            Order::Settle(span) => log.settle(span),
+            Order::Forget { run, horizon } => log.forget(run, horizon),
+            Order::Expire(run) => self.expiring.push((run, log.stored_top(run))),
             Order::Retain { wall_ms } => {
                 let retain_ms = u64::from(self.options.retain_days) * 24 * 3600 * 1000;
-                let due = Due { wall_ms, retain_ms, retain_bytes: self.options.retain_bytes };
-                // What is under way goes on; it began a moment ago.
-                self.walk.get_or_insert((due, None));
-                Ok(())
+                let wall_ms = wall_ms.or(self.walk_next.and_then(|due| due.wall_ms));
+                self.walk_next = Some(Due { wall_ms, retain_ms, retain_bytes: self.options.retain_bytes });
             }
-            Order::Load(_) => Ok(()),
-        };
-        if let Err(fault) = done {
-            self.fail(fault);
+            Order::Load(_) => {}
         }
+        Ok(())
     }
 
     /// One step of what takes several commits.
     fn go_on(&mut self) {
-        if let (Some(log), Some(run)) = (&mut self.log, self.expiring.last().copied()) {
-            match guarded(|| log.expire(run)) {
+        if let (Some(log), Some((run, through))) = (&mut self.log, self.expiring.last().copied()) {
+            match guarded(|| log.expire(run, through)) {
                 Ok(true) => {}
                 Ok(false) => _ = self.expiring.pop(),
                 Err(fault) => return self.fail(fault),
             }
             return self.commit();
         }
+        self.walk = self.walk.take().or_else(|| Some((self.walk_next.take()?, None)));
         if let (Some(log), Some((due, from))) = (&mut self.log, self.walk.take()) {
             match guarded(|| log.retain(due, from)) {
                 Ok(Walked::On(from)) => self.walk = Some((due, Some(from))),
@@ -325,7 +329,7 @@ impl Writer {
     /// Lets go of the log, and waits until nobody has it any more: its workers write where the next one will be.
     fn close_log(&mut self) {
         let log = self.log.take();
-        self.walk = None;
+        (self.walk, self.walk_next) = (None, None);
         self.expiring.clear();
         self.unsynced_since = None;
         for answer in self.answers.drain(..) {

@@ -216,7 +216,7 @@ impl Replica {
 
     /// Whom to ask, and how far an origin's own word reaches, depends on who is heard: looks at every stream again.
     pub(super) fn reconsider(&mut self) {
-        self.lacking.extend(self.streams.keys().copied().filter(|origin| *origin != self.me));
+        self.lacking.extend(self.streams.keys().copied());
         self.unplanned.clone_from(&self.lacking);
     }
 

@@ -34,8 +34,9 @@ pub(crate) struct Log {
     born: Mono,
     /// The newest time of this node's own earlier runs.
     last_life: Hlc,
-    /// How far our clock is set forward, because it shows a time that cannot be.
-    raise_ms: u64,
+    /// It was at least so late at this moment, whatever the machine's clock shows. The machine's clock may be set at any
+    /// time, so this is a time that runs on by itself, not something to add to that clock.
+    at_least: (u64, Mono),
     /// How far the median of the peers is ahead of the machine's clock.
     offset_ms: Option<i64>,
 }
@@ -70,7 +71,7 @@ impl Log {
             retain_at: now + RETAIN_EVERY,
             born: now,
             last_life: Hlc::default(),
-            raise_ms: 0,
+            at_least: (0, now),
             offset_ms: None,
         }
     }
@@ -95,7 +96,9 @@ impl Log {
 
     /// The time to give to what we say.
     pub fn time(&self, now: Now) -> Now {
-        Now { wall_ms: now.wall_ms.saturating_add(self.raise_ms), ..now }
+        let (wall_ms, at) = self.at_least;
+        let since_ms = u64::try_from((now.mono - at).as_millis()).unwrap_or(u64::MAX);
+        Now { wall_ms: now.wall_ms.max(wall_ms.saturating_add(since_ms)), ..now }
     }
 
     /// Whether a time is so far ahead of every clock we know that it cannot be.
@@ -209,8 +212,7 @@ impl Replica {
             self.streams.insert(run, stream);
         }
         // Time does not run back between the lives of a node.
-        let last = self.log.last_life.wall_ms();
-        self.raise(now, last.saturating_sub(now.wall_ms));
+        self.raise(now, self.log.last_life.wall_ms());
         let window: Vec<(Run, Seq)> = self.window.iter().collect();
         for (run, first) in window {
             let Some(stream) = self.streams.get_mut(&run) else { continue };
@@ -274,8 +276,9 @@ impl Replica {
 
     /// Gives local numbers to what can have them.
     pub(super) fn admit(&mut self, run: Run) {
+        let beyond_holes = self.bug(Mutant::HoleAdmitted);
         let Some(stream) = self.streams.get_mut(&run).filter(|_| self.log.is_there()) else { return };
-        for (first, last, late) in stream.admit() {
+        for (first, last, late) in stream.admit(beyond_holes) {
             self.outputs.push_back(Output::Log(Order::Admit { span: Span { run, first, last }, late }));
         }
     }
@@ -382,12 +385,15 @@ impl Replica {
         let young = now.mono - self.log.born < YOUNG && offsets.len() > 1;
         let behind = median.and_then(|offset| u64::try_from(offset).ok()).filter(|offset| *offset > AHEAD_MS_MAX);
         if let Some(behind) = behind.filter(|_| young || now.wall_ms < BUILD_MS) {
-            self.raise(now, behind);
+            self.raise(now, now.wall_ms.saturating_add(behind));
         }
     }
 
-    fn raise(&mut self, now: Now, raise_ms: u64) {
-        self.log.raise_ms = self.log.raise_ms.max(raise_ms);
+    /// It is at least `wall_ms` now.
+    fn raise(&mut self, now: Now, wall_ms: u64) {
+        if wall_ms > self.log.time(now).wall_ms {
+            self.log.at_least = (wall_ms, now.mono);
+        }
         self.start = self.start.max(Hlc::at(self.log.time(now).wall_ms));
     }
 }

@@ -94,6 +94,8 @@ pub struct Digest {
     pub all: bool,
     /// A bit for each bucket in which both hold the same.
     pub same: u64,
+    /// Which [`Message::Compare`] this answers, by the hash of its hashes; 0 if none.
+    pub answers: u64,
 }
 
 /// What the sender holds of one origin, in full.

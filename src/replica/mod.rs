@@ -63,6 +63,8 @@ pub struct Replica {
     runs: HashMap<RunHash, Run>,
     /// The newest time that was let go by any rule: what is over a day older, over and unknown is not taken again.
     horizon: Hlc,
+    /// Runs named by others that were refused: not asked about again for now.
+    unwelcome: BTreeSet<RunHash>,
     /// New runs of a node since a time.
     newcomers: BTreeMap<NodeId, (u32, Mono)>,
     window: Window,
@@ -128,7 +130,9 @@ pub(crate) struct Audit<'a> {
     pub run: Run,
     pub seen: &'a ranges::RangeSet,
     pub have: &'a ranges::RangeSet,
+    pub taken: &'a ranges::RangeSet,
     pub stored: &'a ranges::RangeSet,
+    pub admitted: &'a ranges::RangeSet,
     pub settled: &'a ranges::RangeSet,
     pub owed: Seq,
     pub floor: Seq,
@@ -176,6 +180,7 @@ impl Replica {
             streams: BTreeMap::new(),
             runs: HashMap::new(),
             horizon: Hlc::default(),
+            unwelcome: BTreeSet::new(),
             newcomers: BTreeMap::new(),
             window: Window::new(window_bytes_max),
             log: Log::new(now.mono),
@@ -392,9 +397,22 @@ impl Replica {
     #[cfg(feature = "sim")]
     pub(crate) fn audit(&self) -> impl Iterator<Item = Audit<'_>> {
         self.streams.iter().map(|(run, stream)| {
-            let Stream { seen, have, stored, settled, owed, floor, .. } = stream;
-            Audit { run: *run, seen, have, stored, settled, owed: *owed, floor: *floor }
+            let Stream { seen, have, taken, stored, admitted, settled, owed, floor, .. } = stream;
+            Audit { run: *run, seen, have, taken, stored, admitted, settled, owed: *owed, floor: *floor }
         })
+    }
+
+    /// Whether a batch is here already or has been let go, for the simulator.
+    #[cfg(feature = "sim")]
+    pub(crate) fn has(&self, batch: &Batch) -> bool {
+        let stream = self.streams.get(&batch.origin());
+        stream.is_some_and(|stream| batch.last() <= stream.floor || stream.taken.covers(batch.first(), batch.last()))
+    }
+
+    /// Whether what `run` said at `hlc` is refused for its age, for the simulator.
+    #[cfg(feature = "sim")]
+    pub(crate) fn refuses(&self, now: Now, run: Run, hlc: Hlc) -> bool {
+        self.is_old(now, run, hlc)
     }
 
     /// Whether requests are out, for the simulator.
@@ -513,6 +531,7 @@ impl Replica {
             self.counters.refused += 1;
             return;
         }
+        let logged = self.log.is_there();
         let Some(stream) = self.stream(now, origin) else { return };
         if origin == me && batch.last() > stream.sent {
             let id = EntryId { run: me, seq: batch.last() };
@@ -521,7 +540,7 @@ impl Replica {
         }
         let bytes = batch.bytes().len() as u64;
         let repaired = matches!(source, Source::Repair);
-        match stream.take(now.mono, batch.clone(), kept.arrived_ms, repaired) {
+        match stream.take(now.mono, kept.clone(), repaired, logged) {
             Taken::New => {}
             Taken::Anew => {
                 self.append(kept);
@@ -600,7 +619,7 @@ impl Replica {
         } else {
             self.waiting.remove(&origin);
         }
-        if origin != self.me && !stream.missing(self.limit(origin), self.log.is_there()).is_empty() {
+        if !stream.missing(self.limit(origin), self.log.is_there()).is_empty() {
             self.lacking.insert(origin);
             self.unplanned.insert(origin);
         } else {
@@ -657,7 +676,11 @@ impl Replica {
         let silent = self.bug(Mutant::HoleSkippedSilently);
         for origin in self.waiting.clone() {
             let Some(stream) = self.streams.get_mut(&origin) else { continue };
-            let mut steps = stream.give_up(now.mono, start, false);
+            let mut steps = Vec::new();
+            // One hole after the other, as many as were waited for long enough.
+            while stream.waiting_since.is_some_and(|since| since + stream::GAP_WAIT <= now.mono) {
+                steps.extend(stream.give_up(start));
+            }
             if silent {
                 steps.retain(|step| !matches!(step, Step::Gap(_)));
             }
@@ -735,11 +758,15 @@ pub enum Mutant {
     SentAdvertised,
     /// What retention let go is taken again.
     ExpiredReadmitted,
+    /// Local numbers are given beyond a hole.
+    HoleAdmitted,
+    /// A node that comes back takes the epoch it had; planted in what starts the replica.
+    EpochReused,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 12] = [
+    pub const ALL: [Mutant; 14] = [
         Mutant::HoleSkippedSilently,
         Mutant::OldFrameAccepted,
         Mutant::DeadSourceForgotten,
@@ -752,6 +779,8 @@ impl Mutant {
         Mutant::AckBeforeSync,
         Mutant::SentAdvertised,
         Mutant::ExpiredReadmitted,
+        Mutant::HoleAdmitted,
+        Mutant::EpochReused,
     ];
 }
 

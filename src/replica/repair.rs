@@ -5,6 +5,7 @@
 //! with jitter.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::time::Duration;
 
 use super::batch::{Author, Batch, Draft};
@@ -30,6 +31,10 @@ const LOST_AFTER: Duration = Duration::from_secs(10);
 const REQUEST_SEQS_MAX: u64 = 16 * 1024;
 /// Bytes of batches in one repair message, unless one batch alone is larger.
 const REPAIR_BYTES_MAX: usize = 47 * 1024;
+/// Streams looked at in one go for what to ask.
+const PLANNED_MAX: usize = 64;
+/// And so soon the next ones are.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 const BACKOFF_MS_MIN: u64 = 100;
 const BACKOFF_MS_MAX: u64 = 2_000;
 
@@ -49,6 +54,10 @@ pub(crate) struct Repairs {
     pub flights: Vec<Flight>,
     /// Origins whose repair failed: how often, when to try again, and who failed last.
     backoff: BTreeMap<Run, (u32, Mono, Run)>,
+    /// The stream that was looked at last.
+    looked_at: Option<Run>,
+    /// When to look at the next ones, if nothing happens before.
+    look_at: Option<Mono>,
 }
 
 impl Repairs {
@@ -126,7 +135,8 @@ impl Repairs {
     /// The next deadline or retry after `now`.
     pub fn deadline(&self, now: Mono) -> Option<Mono> {
         let flights = self.flights.iter().map(|flight| flight.deadline);
-        flights.chain(self.backoff.values().map(|(_, at, _)| *at).filter(|at| *at > now)).min()
+        let backoff = self.backoff.values().map(|(_, at, _)| *at);
+        flights.chain(backoff.chain(self.look_at).filter(|at| *at > now)).min()
     }
 }
 
@@ -215,8 +225,12 @@ impl Replica {
     pub(super) fn plan(&mut self, now: Now) {
         let mut later = Vec::new();
         let mut free = self.may_ask();
-        while let Some(origin) = self.unplanned.first().copied().filter(|_| free) {
+        // Somebody may claim to hold thousands of streams: their turn comes, but not with each message.
+        let mut looked = 0;
+        while let Some(origin) = self.next_unplanned().filter(|_| free && looked < PLANNED_MAX) {
             self.unplanned.remove(&origin);
+            self.repairs.looked_at = Some(origin);
+            looked += 1;
             if self.repairs.not_before(origin, now.mono).is_some() {
                 later.push(origin);
                 continue;
@@ -250,7 +264,16 @@ impl Replica {
                 later.push(origin);
             }
         }
+        if free && self.repairs.flights.is_empty() && !self.unplanned.is_empty() {
+            self.repairs.look_at = Some(now.mono + LOOK_AGAIN);
+        }
         self.unplanned.extend(later);
+    }
+
+    /// The stream whose turn it is.
+    fn next_unplanned(&self) -> Option<Run> {
+        let after = self.repairs.looked_at.map_or(Bound::Unbounded, Bound::Excluded);
+        self.unplanned.range((after, Bound::Unbounded)).next().or(self.unplanned.first()).copied()
     }
 
     /// Whether there is anybody to ask.
@@ -321,10 +344,12 @@ impl Replica {
             let Some(stream) = self.streams.get(origin) else { continue };
             let own = self.peers.get(origin).filter(|peer| peer.status == Status::Up);
             let own_word = own.and_then(|peer| peer.holds.get(origin));
-            if own_word.is_none() && !self.is_over(now, *origin) {
+            if own_word.is_none() && *origin != self.me && !self.is_over(now, *origin) {
                 continue;
             }
             let floor = up().filter_map(|peer| Some(peer.holds.get(origin)?.floor)).max().unwrap_or_default();
+            // Nobody lets go of more than a running origin has said.
+            let floor = if own_word.is_some() { floor.min(stream.sent) } else { floor };
             // Only a hole is settled, and what was let go: a tail that nobody has just waits.
             let limit = stream.seen.top().max(floor);
             let mut nobody: RangeSet = stream.missing(limit, self.log.is_there()).into_iter().collect();
@@ -350,11 +375,11 @@ impl Replica {
             for (first, last) in settled.iter() {
                 let Some(stream) = self.streams.get_mut(&origin) else { continue };
                 let steps = stream.settle(first, last, start);
-                let missing = (last.0 + 1).saturating_sub(first.max(stream.owed).0);
+                let missing = last.0.saturating_add(1).saturating_sub(first.max(stream.owed).0);
                 self.settle_on_disk(Span { run: origin, first, last });
                 if missing > 0 {
                     let reason = if last <= floor { Missing::Expired } else { Missing::Lost };
-                    self.counters.missing += missing;
+                    self.counters.missing = self.counters.missing.saturating_add(missing);
                     self.outputs.push_back(super::Output::Notify(Notice::Gap { origin, missing, reason }));
                 }
                 self.outputs.extend(steps.into_iter().filter_map(|step| match step {

@@ -46,6 +46,8 @@ const RANGES_MAX: usize = 24;
 const MARKS_IN_TURN: usize = 4;
 /// Streams in one digest message.
 const HOLDINGS_MAX: usize = 200;
+/// Runs that were refused and are remembered.
+const UNWELCOME_MAX: usize = 16 * 1024;
 /// Peers named in one hello.
 const KNOWS_MAX: usize = 64;
 /// Addresses of one peer named in one hello.
@@ -127,6 +129,7 @@ impl Replica {
         for Mark { run, floor, held, volatile } in marks {
             match self.runs.get(&run).copied() {
                 Some(origin) => self.learn(from, origin, Holds { floor, held, volatile }),
+                None if self.unwelcome.contains(&run) => {}
                 None => unknown.push(run),
             }
         }
@@ -276,16 +279,18 @@ impl Replica {
         let same = (0..BUCKETS).filter(|at| ours[*at] == theirs[*at]).fold(0u64, |same, at| same | 1 << at);
         let differs = |stream: &Stream| same >> bucket(stream.hash) & 1 == 0;
         let runs = self.streams.iter().filter(|(_, stream)| differs(stream)).map(|(run, _)| *run).collect();
-        self.tell(now, from, runs, Some(same));
+        self.tell(now, from, runs, Some((same, token(theirs))));
     }
 
-    /// Tells a peer what is held of these runs; with `same` this is all that differs.
-    fn tell(&mut self, now: Now, to: Run, runs: Vec<Run>, same: Option<u64>) {
+    /// Tells a peer what is held of these runs; with `compared`, the buckets that are the same and what was asked, this is
+    /// all that differs.
+    fn tell(&mut self, now: Now, to: Run, runs: Vec<Run>, compared: Option<(u64, u64)>) {
         let mut holdings: Vec<Holding> = runs.into_iter().filter_map(|run| self.holding(now, run)).collect();
         loop {
             let rest = holdings.split_off(holdings.len().min(HOLDINGS_MAX));
-            let all = same.is_some() && rest.is_empty();
-            let digest = Digest { holdings, all, same: same.filter(|_| all).unwrap_or(0) };
+            let all = compared.is_some() && rest.is_empty();
+            let (same, answers) = compared.filter(|_| all).unwrap_or_default();
+            let digest = Digest { holdings, all, same, answers };
             self.send(To::One(to), Message::Digest(digest));
             if rest.is_empty() {
                 break;
@@ -301,10 +306,12 @@ impl Replica {
         Some(Holding { run, floor: stream.floor, held, volatile, newest: stream.newest, over })
     }
 
-    /// In buckets that are the same on both sides, a peer holds what we hold, as far as we hold it since we asked.
-    fn infer(&mut self, from: Run, same: u64) {
+    /// In buckets that are the same on both sides, a peer holds what we hold, as far as we hold it since we asked. Answers
+    /// `answers` something that was asked before, it says nothing of what we hold now.
+    fn infer(&mut self, from: Run, same: u64, answers: u64) -> bool {
         let ours = self.bucket_hashes();
-        let Some(compared) = self.peers.get_mut(&from).and_then(|peer| peer.compared.take()) else { return };
+        let asked = self.peers.get_mut(&from).and_then(|peer| peer.compared.take_if(|asked| token(asked) == answers));
+        let Some(compared) = asked else { return false };
         let sure = |at: usize| same >> at & 1 == 1 && ours[at] == compared[at];
         let alike: Vec<Run> =
             self.streams.iter().filter(|(_, stream)| sure(bucket(stream.hash))).map(|(run, _)| *run).collect();
@@ -316,12 +323,13 @@ impl Replica {
                 peer.holds.insert(run, holds);
             }
         }
+        true
     }
 
     fn hear_digest(&mut self, now: Now, from: Run, digest: Digest) {
-        let Digest { holdings, all, same } = digest;
+        let Digest { holdings, all, same, answers } = digest;
+        let all = all && self.infer(from, same, answers);
         if all {
-            self.infer(from, same);
             // Its earlier lives are told of in this one.
             let me = from;
             let earlier = |run: &Run, peer: &Peer| {
@@ -339,11 +347,13 @@ impl Replica {
         }
         for Holding { run, floor, held, volatile, newest, over } in holdings {
             let live = self.peers.get(&run).is_some_and(|peer| peer.live);
-            if newest > Hlc::default() && self.is_old(now, run, newest) {
-                self.counters.refused += 1;
+            let old = newest > Hlc::default() && self.is_old(now, run, newest);
+            if old || self.stream(now, run).is_none() {
+                self.counters.refused += u64::from(old);
+                self.turn_away(run);
                 continue;
             }
-            let Some(stream) = self.stream(now, run) else { continue };
+            let Some(stream) = self.streams.get_mut(&run) else { continue };
             stream.over |= over && !live;
             let top = held.top().max(floor);
             if run == from {
@@ -355,6 +365,14 @@ impl Replica {
             }
             self.learn(from, run, Holds { floor, held, volatile });
         }
+    }
+
+    /// Remembers not to ask about a run again, for now.
+    fn turn_away(&mut self, run: Run) {
+        if self.unwelcome.len() >= UNWELCOME_MAX {
+            self.unwelcome.clear();
+        }
+        self.unwelcome.insert(run.hash());
     }
 
     /// Everything that is said without being asked, if it is due.
@@ -415,8 +433,11 @@ impl Replica {
         if regular {
             self.list(self.me, true);
             let after = (Bound::Excluded(self.listed), Bound::Unbounded);
-            let turn: Vec<Run> =
-                self.streams.range(after).chain(&self.streams).map(|(run, _)| *run).take(MARKS_IN_TURN).collect();
+            // Who has nothing of a stream not his own says nothing of it.
+            let worth =
+                |(run, stream): &(&Run, &Stream)| **run == self.me || stream.floor > Seq(0) || !stream.is_bare();
+            let turn = self.streams.range(after).chain(&self.streams).filter(worth);
+            let turn: Vec<Run> = turn.map(|(run, _)| *run).take(MARKS_IN_TURN).collect();
             self.listed = turn.last().copied().unwrap_or(self.listed);
             for run in turn {
                 self.list(run, false);
@@ -479,6 +500,11 @@ impl Replica {
         let (name, endpoints) = (self.name.clone(), self.endpoints.clone());
         Hello { name, endpoints, hears, knows: knows.collect(), wall_ms: now.wall_ms }
     }
+}
+
+/// The hash of hashes, by which an answer to them is known.
+fn token(hashes: &[u64; BUCKETS]) -> u64 {
+    hashes.iter().fold(1, |token, hash| mix(token ^ hash))
 }
 
 /// The bucket of an origin.

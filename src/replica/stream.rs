@@ -147,9 +147,11 @@ impl Stream {
     }
 
     /// Takes a batch into the window, if it is new.
-    pub fn take(&mut self, now: Mono, batch: Batch, arrived_ms: u64, repaired: bool) -> Taken {
+    pub fn take(&mut self, now: Mono, kept: Kept, repaired: bool, logged: bool) -> Taken {
+        let Kept { batch, arrived_ms } = kept;
         let (first, last) = (batch.first(), batch.last());
-        if last <= self.floor {
+        // Without a log the floor may have passed what live readers are owed.
+        if last <= self.floor && (logged || last < self.owed) {
             return Taken::Again;
         }
         let known = self.seen.touches(first, last);
@@ -184,10 +186,13 @@ impl Stream {
     }
 
     /// What can have local numbers now: all before it is stored, lost or expired. Each stretch with whether it is late.
-    pub fn admit(&mut self) -> Vec<(Seq, Seq, bool)> {
+    pub fn admit(&mut self, beyond_holes: bool) -> Vec<(Seq, Seq, bool)> {
         let mut solid = self.stored.clone();
         solid.union(&self.settled);
         solid.insert(Seq(1), self.floor);
+        if beyond_holes {
+            solid.insert(Seq(1), solid.top());
+        }
         let Some((Seq(1), end)) = solid.iter().next() else { return Vec::new() };
         let mut fresh = Vec::new();
         for (first, last) in self.stored.iter().take_while(|(first, _)| *first <= end) {
@@ -202,11 +207,17 @@ impl Stream {
 
     /// Retention has let go of everything up to `floor`.
     pub fn expire(&mut self, now: Mono, floor: Seq) {
+        // What is gone counts as had: in the eyes of others nothing changes, unless there was a hole.
+        let mut had = self.taken.clone();
+        had.union(&self.settled);
+        had.insert(Seq(1), self.floor);
+        if !had.covers(Seq(1), floor) {
+            self.changed_at = now;
+        }
         self.floor = self.floor.max(floor);
         for set in [&mut self.stored, &mut self.taken, &mut self.admitted, &mut self.settled] {
             set.remove(Seq(0), floor);
         }
-        self.changed_at = now;
     }
 
     /// What is to be had from here.
@@ -230,11 +241,10 @@ impl Stream {
         steps
     }
 
-    /// Stops waiting for what is missing before the next batch, if the time has come or `at_once`.
-    pub fn give_up(&mut self, now: Mono, start: Hlc, at_once: bool) -> Vec<Step> {
+    /// Stops waiting for what is missing before the next batch.
+    pub fn give_up(&mut self, start: Hlc) -> Vec<Step> {
         let mut steps = Vec::new();
-        let due = self.waiting_since.is_some_and(|since| at_once || since + GAP_WAIT <= now);
-        if let Some((&first, held)) = self.held.range(self.next..).next().filter(|_| due) {
+        if let Some((&first, held)) = self.held.range(self.next..).next() {
             if !self.is_history(held, start) {
                 // Whoever waited for what is missing is owed it; before the first word of a stream nobody waits.
                 let from = self.next.max(self.owed);
@@ -270,6 +280,8 @@ impl Stream {
                 steps.push(Step::Deliver(batch, timing));
             } else if let Some((_, last)) =
                 self.settled.iter().find(|(first, last)| (*first..=*last).contains(&self.next))
+                // Somebody may have made us believe that there is no end.
+                && self.next < Seq(u64::MAX)
             {
                 self.next = last.next();
             } else {
@@ -301,7 +313,7 @@ impl Stream {
     pub fn evict(&mut self, now: Mono, first: Seq, start: Hlc, logged: bool) -> Vec<Step> {
         let mut steps = Vec::new();
         while self.next <= first && self.waiting_since.is_some() {
-            steps.extend(self.give_up(now, start, true));
+            steps.extend(self.give_up(start));
         }
         if let Some(held) = self.held.remove(&first) {
             let last = held.batch.last();

@@ -2,15 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use super::world::World;
-use super::{Class, Counts};
-use crate::id::{EntryId, Run, Seq};
+use super::Counts;
+use crate::id::{Run, Seq};
 use crate::replica::batch::{Batch, Draft};
-use crate::replica::clock::Mono;
-use crate::replica::event::{Missing, Notice, Timing};
-use crate::replica::liveness::Status;
+use crate::replica::clock::{Hlc, Mono};
+use crate::replica::event::{Missing, Notice, Opened, Timing};
 use crate::replica::ranges::RangeSet;
-use crate::replica::repair::{REQUEST_BYTES_MAX, REQUESTS_MAX};
+use crate::replica::repair::REQUESTS_MAX;
 use crate::replica::{PEERS_MAX, Replica, STREAMS_MAX};
 
 /// An invariant broke, in words.
@@ -19,8 +17,6 @@ pub(super) type Held = Result<(), Broken>;
 
 /// A node wakes up at most so often in one second of virtual time.
 const TIMEOUTS_PER_SECOND_MAX: u64 = 400;
-/// What a life may be sent twice in repairs besides a fifth of what it missed.
-const TWICE_BYTES_ALLOWED: u64 = 256 * 1024;
 /// What a window may cost besides its bound: the batch that came last.
 const WINDOW_SLACK_BYTES: usize = 300 * 1024;
 
@@ -52,6 +48,12 @@ impl Book {
         Ok(())
     }
 
+    /// The time of an entry.
+    pub fn time(&self, run: Run, seq: Seq) -> Option<Hlc> {
+        let (_, batch) = self.batches.get(&run)?.range(..=seq).next_back()?;
+        Some(batch.hlc_last())
+    }
+
     /// Whether `batch` is, byte for byte, what its origin said.
     pub fn knows(&self, batch: &Batch) -> bool {
         let said = self.batches.get(&batch.origin()).and_then(|said| said.get(&batch.first()));
@@ -72,6 +74,8 @@ pub(super) struct Given {
 #[derive(Default)]
 struct GivenOf {
     delivered: RangeSet,
+    /// What was on disk when it was opened.
+    found: RangeSet,
     live_to: Seq,
     /// Entries that the reader was told are missing, less those that it then saw skipped.
     told: u64,
@@ -110,12 +114,12 @@ impl Given {
     pub fn notice(&mut self, notice: &Notice, counts: &mut Counts) {
         if let Notice::Gap { origin, missing, reason } = notice {
             let of = self.origins.entry(*origin).or_default();
-            of.told += missing;
+            of.told = of.told.saturating_add(*missing);
             if *reason == Missing::Late {
                 counts.gaps += 1;
             } else {
-                of.settled += missing;
-                counts.missing += missing;
+                of.settled = of.settled.saturating_add(*missing);
+                counts.missing = counts.missing.saturating_add(*missing);
             }
         }
     }
@@ -131,7 +135,25 @@ impl Given {
         Ok(())
     }
 
-    /// A hash of what was delivered.
+    /// What is on disk at a start counts as given.
+    pub fn open(&mut self, opened: &Opened) {
+        for stream in &opened.streams {
+            self.origins.entry(stream.run).or_default().found.union(&stream.stored);
+        }
+    }
+
+    /// How many entries of `run` were declared missing for good.
+    pub fn settled(&self, run: Run) -> u64 {
+        self.origins.get(&run).map_or(0, |of| of.settled)
+    }
+
+    /// What of `seen` was neither delivered nor found on disk.
+    pub fn undelivered(&self, run: Run, seen: &RangeSet) -> RangeSet {
+        let Some(of) = self.origins.get(&run) else { return seen.clone() };
+        seen.without(&of.delivered).without(&of.found)
+    }
+
+    /// How many entries were delivered.
     pub fn count(&self) -> u64 {
         self.origins.values().map(|of| of.delivered.count()).sum()
     }
@@ -156,124 +178,4 @@ pub(super) fn after_step(replica: &Replica, at: Mono, window_bytes: usize, runs_
 pub(super) fn fingerprint(replica: &Replica) -> Vec<(Run, RangeSet, RangeSet, Seq)> {
     let known = replica.audit().filter(|audit| !audit.seen.is_empty());
     known.map(|audit| (audit.run, audit.seen.clone(), audit.have.clone(), audit.floor)).collect()
-}
-
-impl World {
-    /// Whether everybody has what anybody has, and knows of the rest that it is gone.
-    pub(super) fn converged(&self) -> Held {
-        let mut held: BTreeMap<Run, RangeSet> = BTreeMap::new();
-        let mut floors: BTreeMap<Run, Seq> = BTreeMap::new();
-        for (_, replica, _) in self.alive() {
-            for audit in replica.audit() {
-                held.entry(audit.run).or_default().union(audit.have);
-                let floor = floors.entry(audit.run).or_default();
-                *floor = audit.floor.max(*floor);
-            }
-        }
-        for (host, replica, given) in self.alive() {
-            let audits: BTreeMap<Run, _> = replica.audit().map(|audit| (audit.run, audit)).collect();
-            for (run, held) in &held {
-                let Some(audit) = audits.get(run) else {
-                    if held.is_empty() {
-                        continue;
-                    }
-                    return Err(format!("{host} does not know {run:?}"));
-                };
-                let mut wanted = held.without(audit.seen);
-                // What left this window before the reader was owed it is not wanted back.
-                wanted.remove(Seq(0), audit.floor.min(Seq(audit.owed.0.saturating_sub(1))));
-                if !wanted.is_empty() {
-                    return Err(format!(
-                        "{host} lacks {:?} of {run:?}: seen {:?}, settled {:?}, owed {:?}, floor {:?}",
-                        ranges(&wanted),
-                        ranges(audit.seen),
-                        ranges(audit.settled),
-                        audit.owed,
-                        audit.floor
-                    ));
-                }
-                let limit = audit.seen.top().max(floors[run]);
-                let mut unsettled = 0;
-                for (first, last) in audit.seen.missing(audit.owed, limit) {
-                    unsettled += last.0 - first.0 + 1;
-                    if !audit.settled.covers(first, last) {
-                        return Err(format!("{host} has not settled {:?} of {run:?}", (first, last)));
-                    }
-                }
-                let told = given.origins.get(run).map_or(0, |of| of.settled);
-                if told < unsettled {
-                    return Err(format!(
-                        "{host} misses {unsettled} of {run:?} for good and told of {told}: seen {:?}, settled {:?}, owed {:?}",
-                        ranges(audit.seen),
-                        ranges(audit.settled),
-                        audit.owed
-                    ));
-                }
-                let undelivered =
-                    audit.seen.without(given.origins.get(run).map_or(&RangeSet::new(), |of| &of.delivered));
-                if !undelivered.is_empty() {
-                    return Err(format!("{host} has seen and not delivered {:?} of {run:?}", ranges(&undelivered)));
-                }
-            }
-            if replica.is_repairing() {
-                return Err(format!("{host} still repairs"));
-            }
-        }
-        self.all_up()
-    }
-
-    /// Whether all who live know it of each other, and of the dead.
-    fn all_up(&self) -> Held {
-        for (host, replica, _) in self.alive() {
-            for (other, peer, _) in self.alive().filter(|(other, ..)| *other != host) {
-                let status = replica.known_peer(peer.me()).map(|peer| peer.status);
-                if status != Some(Status::Up) {
-                    return Err(format!("{other} is {status:?} for {host}"));
-                }
-            }
-            for (run, peer) in replica.peers() {
-                if !matches!(peer.status, Status::Down | Status::New)
-                    && !self.alive().any(|(_, replica, _)| replica.me() == run)
-                {
-                    return Err(format!("the dead {run:?} is {:?} for {host}", peer.status));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// What holds at the end, besides [`World::converged`].
-    pub(super) fn at_the_end(&self) -> Held {
-        for (host, replica, given) in self.alive() {
-            for batch in replica.window().step_by(1 + replica.window_size().1 / 32) {
-                let id = EntryId { run: batch.origin(), seq: batch.last() };
-                let held =
-                    |other: &Replica| other.audit().any(|audit| audit.run == id.run && audit.have.contains(id.seq));
-                let truth = self
-                    .alive()
-                    .filter(|(other, replica, _)| *other != host && held(replica) && replica.me().node != id.run.node);
-                let (claim, truth) = (replica.held_by(id), truth.count());
-                if claim != truth {
-                    return Err(format!("{host} says {claim} others hold {id:?}, {truth} do"));
-                }
-            }
-            let missed = given.repaired_bytes - given.repaired_bytes_twice;
-            // An answer may be on its way while its source dies and another is asked.
-            let allowed = TWICE_BYTES_ALLOWED + self.plan.crashes * u64::from(REQUEST_BYTES_MAX);
-            if !self.plan.repeats() && given.repaired_bytes_twice > missed / 5 + allowed {
-                return Err(format!(
-                    "{host} missed {missed} bytes and got {} again in repairs",
-                    given.repaired_bytes_twice
-                ));
-            }
-        }
-        if self.plan.class == Class::Calm && self.counts.missing > 0 {
-            return Err(format!("{} entries lost in calm weather", self.counts.missing));
-        }
-        Ok(())
-    }
-}
-
-fn ranges(set: &RangeSet) -> Vec<(u64, u64)> {
-    set.iter().map(|(first, last)| (first.0, last.0)).take(20).collect()
 }

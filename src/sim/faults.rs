@@ -2,7 +2,8 @@
 
 use super::Plan;
 use super::check::{self, Held};
-use super::world::{Event, Frame, Recorded, Wall, WallMode, World};
+use super::links::{Frame, Recorded};
+use super::world::{Event, Wall, WallMode, World};
 use crate::id::{Key, Room, Run};
 use crate::replica::batch::Draft;
 use crate::replica::event::Input;
@@ -12,8 +13,9 @@ use crate::wire;
 impl World {
     /// Puts everything that the plan has in store into the queue.
     pub(super) fn script(&mut self) {
-        let Plan { nodes, joiners, busy_ms, bursts, lossy_spells, partitions, crashes, jumps, replays, .. } = self.plan;
-        for host in 0..nodes {
+        let Plan { nodes, joiners, clones, hostiles, busy_ms, .. } = self.plan;
+        let start = (0..nodes).chain(nodes + joiners + clones..nodes + joiners + clones + hostiles);
+        for host in start {
             let at = self.dice.below(1_000);
             self.at(at, Event::Start { host });
         }
@@ -22,13 +24,22 @@ impl World {
             self.at(at, Event::Start { host });
             self.counts.joins += 1;
         }
-        let faults: [(u64, fn() -> Event); 6] = [
-            (bursts, || Event::Burst),
-            (lossy_spells, || Event::Lossy),
-            (partitions, || Event::WallUp),
-            (crashes, || Event::Crash),
-            (jumps, || Event::Jump),
-            (replays, || Event::Replay),
+        let plan = &self.plan;
+        let faults: [(u64, fn() -> Event); 14] = [
+            (plan.bursts, || Event::Burst),
+            (plan.lossy_spells, || Event::Lossy),
+            (plan.partitions, || Event::WallUp),
+            (plan.crashes, || Event::Crash),
+            (plan.power_cuts, || Event::PowerCut),
+            (plan.snapshots, || Event::Snapshot),
+            (plan.clones as u64, || Event::Clone),
+            (plan.disk_failures, || Event::DiskFails),
+            (plan.quarantines, || Event::Quarantine),
+            (plan.jumps, || Event::Jump),
+            (plan.replays, || Event::Replay),
+            (plan.floods, || Event::Flood),
+            (plan.lies, || Event::Lie),
+            (u64::from(plan.clocks.contains(&None)), || Event::ClockSet),
         ];
         for (times, event) in faults {
             for _ in 0..times {
@@ -44,28 +55,94 @@ impl World {
             return Ok(());
         }
         let host = living[self.dice.below(living.len() as u64) as usize];
-        let how = self.dice.below(4);
-        if how == 0 {
-            self.counts.goodbyes += 1;
-            self.feed(host, Input::Stop)?;
-        } else {
-            self.counts.crashes += 1;
+        self.hosts[host].returns = self.dice.chance(700);
+        match self.dice.below(8) {
+            0 | 1 => {
+                self.counts.goodbyes += 1;
+                self.feed(host, Input::Stop)?;
+                self.fall(host, false)
+            }
+            2 | 3 => self.fall(host, true),
+            4 => self.fall(host, false),
+            // At whatever step it is then.
+            _ => {
+                self.hosts[host].fuse = Some(self.dice.range(1, 40));
+                Ok(())
+            }
         }
+    }
+
+    /// A host dies. A killed process leaves a machine that closes its connections and refuses dials; a dead machine, which
+    /// is `quiet`, does neither.
+    pub(super) fn fall(&mut self, host: usize, quiet: bool) -> Held {
+        if self.hosts[host].life.is_none() {
+            return Ok(());
+        }
+        self.counts.crashes += 1;
         self.bury(host);
-        // A killed process leaves a machine that closes its connections and refuses dials; a dead machine does neither.
-        let quiet = how == 3;
+        self.hosts[host].fuse = None;
+        if let Some(disk) = &mut self.hosts[host].disk {
+            self.counts.lost_orders +=
+                disk.crash(&mut self.dice).map_err(|what| format!("the log of {host}: {what}"))?;
+            if self.dice.chance(self.plan.restores) {
+                self.counts.restores += 1;
+                disk.go_back(&mut self.dice, false);
+            } else if self.dice.chance(self.plan.lost_disks) {
+                self.counts.lost_disks += 1;
+                disk.go_back(&mut self.dice, true);
+            }
+        }
         self.hosts[host].answers = !quiet;
         for other in 0..self.hosts.len() {
             for (listener, speaker) in [(host, other), (other, host)] {
                 self.cut(listener, speaker, if quiet { (10_000, 20_000) } else { (1, 100) });
             }
         }
-        if self.dice.chance(700) {
+        if std::mem::take(&mut self.hosts[host].returns) {
             let at = self.now + self.dice.range(10, 20_000);
             self.at(at, Event::Start { host });
             self.counts.restarts += 1;
         }
         Ok(())
+    }
+
+    /// All hosts die at once, in the middle of what they do, and come back.
+    pub(super) fn power_cut(&mut self) -> Held {
+        self.counts.power_cuts += 1;
+        for host in 0..self.hosts.len() {
+            self.hosts[host].returns = self.hosts[host].life.is_some();
+            self.fall(host, true)?;
+        }
+        Ok(())
+    }
+
+    /// A second host starts with a copy of another's disk.
+    pub(super) fn clone_host(&mut self) -> Held {
+        let Plan { nodes, joiners, clones, .. } = self.plan;
+        let Some(free) = (nodes + joiners..nodes + joiners + clones).find(|host| self.hosts[*host].lives == 0) else {
+            return Ok(());
+        };
+        let from = self.dice.below(nodes as u64) as usize;
+        let Some(copy) = self.hosts[from].disk.as_ref().map(|disk| disk.copy()) else { return Ok(()) };
+        self.counts.clones += 1;
+        (self.hosts[free].disk, self.hosts[free].node) = (Some(copy), self.hosts[from].node);
+        self.start(free)
+    }
+
+    /// The machines that showed 1970 are told the time.
+    pub(super) fn clocks_are_set(&mut self) {
+        for host in 0..self.plan.clocks.len() {
+            if self.plan.clocks[host].is_none() {
+                self.hosts[host].skew_ms = 0;
+            }
+        }
+    }
+
+    /// One host says far more than the others.
+    pub(super) fn flood(&mut self) -> Held {
+        self.counts.floods += 1;
+        let drafts = (0..self.plan.flood_max).map(|_| self.draft(0)).collect();
+        self.publish(0, drafts)
     }
 
     pub(super) fn burst(&mut self) -> Held {
@@ -78,6 +155,10 @@ impl World {
         for _ in 0..self.dice.range(1, self.plan.burst_max) {
             drafts.push(self.draft(index));
         }
+        self.publish(index, drafts)
+    }
+
+    fn publish(&mut self, index: usize, drafts: Vec<Draft>) -> Held {
         let now = self.now_of(index);
         let Some(life) = &mut self.hosts[index].life else { return Ok(()) };
         let published = life.replica.publish(now, drafts.clone());
@@ -91,8 +172,8 @@ impl World {
         life.keyed.extend(fresh.iter().filter(|draft| draft.key.is_some()).take(3).cloned());
         life.drafts.extend(fresh);
         self.perform(index)?;
-        match self.hosts[index].life.as_ref().is_some_and(|life| life.drafts.is_empty()) {
-            true => Ok(()),
+        match self.hosts[index].life.as_ref().is_none_or(|life| life.drafts.is_empty()) {
+            true => self.take_note_of_durable(index),
             false => Err(format!("{index} kept drafts to itself")),
         }
     }

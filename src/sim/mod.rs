@@ -6,13 +6,20 @@
 //! is a recipe to see it again.
 
 mod check;
+mod disk;
+mod end;
 mod faults;
+mod hostile;
+mod links;
+mod plan;
+mod store;
 mod world;
 
 use std::fmt;
 
 #[cfg(feature = "mutants")]
 use crate::replica::Mutant;
+use plan::{Dice, Plan, mix};
 use world::World;
 
 /// Which faults a seed is about.
@@ -34,13 +41,27 @@ pub enum Class {
     LateJoiner,
     /// Old frames come again.
     Replay,
-    /// All of it.
+    /// The power fails, for one host or all at once, at any step; what was not synced is lost.
+    PowerCut,
+    /// Disks go back in time or are lost, and are copied to a second host of the same name.
+    BackInTime,
+    /// Disks are slow, fail for a while, or are found damaged and filled anew.
+    DiskTrouble,
+    /// Logs keep little, by age and by bytes.
+    Retention,
+    /// Clocks show 1970, 40 days too much, or step.
+    Clocks,
+    /// One host says far more than others, over links that carry little.
+    Flood,
+    /// A host contradicts itself, claims what is not so, and says what nobody asked for.
+    Hostile,
+    /// Most of it.
     Mixed,
 }
 
 impl Class {
     /// All classes; a seed's class is its remainder.
-    pub const ALL: [Class; 9] = [
+    pub const ALL: [Class; 16] = [
         Class::Calm,
         Class::Loss,
         Class::Scramble,
@@ -49,6 +70,13 @@ impl Class {
         Class::SmallWindow,
         Class::LateJoiner,
         Class::Replay,
+        Class::PowerCut,
+        Class::BackInTime,
+        Class::DiskTrouble,
+        Class::Retention,
+        Class::Clocks,
+        Class::Flood,
+        Class::Hostile,
         Class::Mixed,
     ];
 
@@ -103,11 +131,45 @@ pub struct Counts {
     pub repaired_bytes: u64,
     /// Of these, of batches that were there already.
     pub repaired_bytes_twice: u64,
+    /// Power cuts of all hosts at once.
+    pub power_cuts: u64,
+    /// Orders that a disk had not synced when its host died.
+    pub lost_orders: u64,
+    /// Batches that logs kept.
+    pub stored: u64,
+    /// Reads of logs for peers.
+    pub loads: u64,
+    /// Disks that went back in time.
+    pub restores: u64,
+    /// Disks that were lost.
+    pub lost_disks: u64,
+    /// Hosts started with the copy of another's disk.
+    pub clones: u64,
+    /// Disks that failed for a while.
+    pub disk_failures: u64,
+    /// Logs that were found damaged.
+    pub quarantines: u64,
+    /// Entries that logs let go.
+    pub expired: u64,
+    /// Entries settled as missing for good in logs.
+    pub settled: u64,
+    /// Stretches admitted late.
+    pub lates: u64,
+    /// Clocks that were far off.
+    pub odd_clocks: u64,
+    /// Bursts of a host that floods.
+    pub floods: u64,
+    /// Messages that a link had no room for.
+    pub link_drops: u64,
+    /// Messages made up by hostile hosts.
+    pub lies: u64,
+    /// Entries whose key another one had.
+    pub twins: u64,
 }
 
 impl Counts {
     /// Each count with its name.
-    pub fn list(&self) -> [(&'static str, u64); 21] {
+    pub fn list(&self) -> [(&'static str, u64); 38] {
         let Counts {
             messages,
             published,
@@ -130,6 +192,23 @@ impl Counts {
             requests,
             repaired_bytes,
             repaired_bytes_twice,
+            power_cuts,
+            lost_orders,
+            stored,
+            loads,
+            restores,
+            lost_disks,
+            clones,
+            disk_failures,
+            quarantines,
+            expired,
+            settled,
+            lates,
+            odd_clocks,
+            floods,
+            link_drops,
+            lies,
+            twins,
         } = *self;
         [
             ("messages", messages),
@@ -153,6 +232,23 @@ impl Counts {
             ("requests", requests),
             ("repaired_bytes", repaired_bytes),
             ("repaired_bytes_twice", repaired_bytes_twice),
+            ("power_cuts", power_cuts),
+            ("lost_orders", lost_orders),
+            ("stored", stored),
+            ("loads", loads),
+            ("restores", restores),
+            ("lost_disks", lost_disks),
+            ("clones", clones),
+            ("disk_failures", disk_failures),
+            ("quarantines", quarantines),
+            ("expired", expired),
+            ("settled", settled),
+            ("lates", lates),
+            ("odd_clocks", odd_clocks),
+            ("floods", floods),
+            ("link_drops", link_drops),
+            ("lies", lies),
+            ("twins", twins),
         ]
     }
 }
@@ -223,149 +319,4 @@ fn play(mut world: World) -> Result<Report, Violation> {
         Ok(()) => Ok(Report { seed, class, counts: world.counts, trace: world.trace, simulated_ms: world.now }),
         Err(what) => Err(Violation { seed, class, at_ms: world.now, what }),
     }
-}
-
-/// What a seed has in store, apart from the dice thrown on the way.
-#[derive(Clone, Debug)]
-struct Plan {
-    seed: u64,
-    class: Class,
-    /// Nodes at the start, and those that come later.
-    nodes: usize,
-    joiners: usize,
-    /// How long traffic and faults last.
-    busy_ms: u64,
-    window_bytes: usize,
-    /// Bursts of drafts in all, drafts in one burst.
-    bursts: u64,
-    burst_max: u64,
-    /// Per mille of messages.
-    loss: u64,
-    duplicate: u64,
-    reorder: u64,
-    /// How often each happens.
-    lossy_spells: u64,
-    partitions: u64,
-    crashes: u64,
-    jumps: u64,
-    replays: u64,
-    /// Largest delay of a message, and offset of a wall clock.
-    delay_max_ms: u64,
-    skew_max_ms: u64,
-}
-
-impl Plan {
-    fn of(seed: u64) -> Plan {
-        let class = Class::of(seed);
-        let mut dice = Dice(seed ^ 0x5eed);
-        let round = seed / Class::ALL.len() as u64;
-        let mut plan = Plan {
-            seed,
-            class,
-            nodes: dice.range(3, 7) as usize,
-            joiners: 0,
-            busy_ms: dice.range(5_000, 20_000),
-            window_bytes: 64 * 1024 * 1024,
-            bursts: dice.range(10, 50),
-            burst_max: [1, 5, 30, 200][dice.below(4) as usize],
-            loss: 0,
-            duplicate: 0,
-            reorder: 0,
-            lossy_spells: 0,
-            partitions: 0,
-            crashes: 0,
-            jumps: 0,
-            replays: 0,
-            delay_max_ms: [2, 20, 100][dice.below(3) as usize],
-            skew_max_ms: [0, 5_000, 300_000][dice.below(3) as usize],
-        };
-        if round.is_multiple_of(8) {
-            plan.nodes = dice.range(8, 12) as usize;
-        }
-        match class {
-            Class::Calm => {
-                if round % 32 == 1 {
-                    (plan.nodes, plan.busy_ms) = (dice.range(20, 50) as usize, 5_000);
-                }
-            }
-            Class::Loss => {
-                plan.loss = [5, 30, 150, 300][dice.below(4) as usize];
-                plan.lossy_spells = dice.range(1, 10);
-            }
-            Class::Scramble => (plan.duplicate, plan.reorder) = (dice.range(10, 200), dice.range(10, 200)),
-            Class::Partition => {
-                plan.partitions = dice.range(1, 4);
-                plan.busy_ms = dice.range(10_000, 40_000);
-            }
-            Class::Crash => {
-                plan.crashes = dice.range(1, 4);
-                plan.busy_ms = dice.range(5_000, 40_000);
-            }
-            Class::SmallWindow => {
-                plan.window_bytes = dice.range(2_000, 60_000) as usize;
-                plan.bursts *= 2;
-                plan.burst_max = plan.burst_max.max(5);
-                plan.partitions = dice.below(3);
-                plan.joiners = dice.below(3) as usize;
-            }
-            Class::LateJoiner => {
-                plan.joiners = dice.range(1, 4) as usize;
-                plan.bursts *= 2;
-            }
-            Class::Replay => {
-                plan.replays = dice.range(20, 100);
-                plan.window_bytes = [plan.window_bytes, 30_000][dice.below(2) as usize];
-            }
-            Class::Mixed => {
-                plan.loss = dice.below(50);
-                plan.lossy_spells = dice.below(3);
-                (plan.duplicate, plan.reorder) = (dice.below(50), dice.below(50));
-                plan.partitions = dice.range(1, 3);
-                plan.crashes = dice.range(1, 3);
-                plan.joiners = dice.below(3) as usize;
-                plan.jumps = dice.below(4);
-                plan.replays = dice.below(20);
-                plan.window_bytes = [plan.window_bytes, 40_000][dice.below(2) as usize];
-                plan.busy_ms = dice.range(10_000, 40_000);
-            }
-        }
-        plan.jumps = plan.jumps.max(if matches!(class, Class::Calm) { 0 } else { dice.below(2) });
-        plan
-    }
-
-    /// Whether messages may come twice or late enough to be asked for twice.
-    fn repeats(&self) -> bool {
-        self.duplicate + self.reorder + self.loss + self.lossy_spells + self.replays + self.partitions > 0
-    }
-}
-
-/// A SplitMix64 sequence (Steele et al., 2014).
-#[derive(Clone, Debug)]
-struct Dice(u64);
-
-impl Dice {
-    fn draw(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        mix(self.0)
-    }
-
-    /// One of `0..end`; 0 if there is none.
-    fn below(&mut self, end: u64) -> u64 {
-        self.draw() % end.max(1)
-    }
-
-    /// One of `first..=last`.
-    fn range(&mut self, first: u64, last: u64) -> u64 {
-        first + self.below(last - first + 1)
-    }
-
-    fn chance(&mut self, per_mille: u64) -> bool {
-        per_mille > 0 && self.below(1_000) < per_mille
-    }
-}
-
-fn mix(number: u64) -> u64 {
-    let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    number ^ (number >> 31)
 }

@@ -4,33 +4,30 @@
 //! and tells the replica of refusals. A link is one direction, from a speaker to a listener; its messages arrive in order
 //! unless the plan says otherwise.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 
-use bytes::Bytes;
-
 use super::check::{self, Book, Given, Held};
+use super::disk::Disk;
+use super::links::{Frame, Link, Recorded};
 use super::{Class, Counts, Dice, Plan, mix};
-use crate::id::{Epoch, NodeId, Run};
+use crate::id::{Epoch, NodeId, Run, RunHash, Seq};
 #[cfg(feature = "mutants")]
 use crate::replica::Mutant;
 use crate::replica::Replica;
-use crate::replica::batch::{Batch, Draft, HEADER_BYTES};
-use crate::replica::clock::{Mono, Now};
-use crate::replica::event::{Input, Notice, Output, Timing, To};
+use crate::replica::batch::{Batch, Draft};
+use crate::replica::clock::{BUILD_MS, Mono, Now};
+use crate::replica::event::{Input, Kept, Load, Notice, Output, Report, Timing, To};
 use crate::replica::liveness::Status;
 use crate::replica::message::Message;
-use crate::wire;
 
-/// The wall clock at the beginning: 2026-01-01.
-const EPOCH_MS: u64 = 1_767_225_600_000;
+/// The wall clock at the beginning: 200 days after the first one that is believed.
+const EPOCH_MS: u64 = BUILD_MS + 200 * 24 * 3_600_000;
 /// How long the mesh may take to converge once there is peace: a silent run counts as over after five minutes.
 const PEACE_MS_MAX: u64 = 420_000;
 /// How long digests may still settle after that, and how long there has to be silence then.
 const SETTLE_MS: u64 = 45_000;
 const SILENCE_MS: u64 = 30_000;
-/// Frames remembered to be replayed.
-pub(super) const RECORDED_MAX: usize = 256;
 
 pub(super) struct World {
     pub plan: Plan,
@@ -43,13 +40,15 @@ pub(super) struct World {
     pub hosts: Vec<Host>,
     /// By listener, then speaker.
     pub links: Vec<Vec<Option<Link>>>,
-    links_ever: u64,
+    pub links_ever: u64,
     pub walls: Vec<Wall>,
-    book: Book,
-    runs_ever: usize,
+    pub book: Book,
+    /// Every life there ever was, and every run that was made up.
+    pub runs: BTreeSet<Run>,
+    pub hashes: HashMap<RunHash, Run>,
     pub recorded: Vec<Recorded>,
     /// Faults have ended; from `silent_from` on nothing is asked for.
-    peace: bool,
+    pub peace: bool,
     silent_from: Option<u64>,
     #[cfg(feature = "mutants")]
     mutant: Option<Mutant>,
@@ -61,6 +60,14 @@ pub(super) struct Host {
     pub skew_ms: i64,
     pub life: Option<Life>,
     pub lives: u64,
+    pub disk: Option<Disk>,
+    /// It makes frames up; nothing that it says of itself has to hold.
+    pub hostile: bool,
+    /// It dies after so many more outputs.
+    pub fuse: Option<u64>,
+    pub last_run: Option<Run>,
+    /// It comes back when it has died.
+    pub returns: bool,
     /// Whether the machine is there to refuse a dial when no node runs on it.
     pub answers: bool,
     /// When dials to other hosts were refused, by host, of late.
@@ -77,34 +84,8 @@ pub(super) struct Life {
     pub drafts: VecDeque<Draft>,
     /// Drafts with keys, to be tried again.
     pub keyed: Vec<Draft>,
-}
-
-pub(super) struct Link {
-    pub number: u64,
-    pub listener: Run,
-    pub speaker: Run,
-    /// The listener has subscribed.
-    pub open: bool,
-    /// Broken, whether noticed or not.
-    pub cut: bool,
-    pub last_arrival: u64,
-    pub lossy_until: u64,
-    /// Frames that wait for the network to come back.
-    pub held: Vec<Frame>,
-}
-
-/// A message as it goes over the wire.
-#[derive(Clone)]
-pub(super) struct Frame {
-    pub topic: String,
-    pub body: Bytes,
-}
-
-pub(super) struct Recorded {
-    pub listener: usize,
-    pub life: u64,
-    pub speaker: Run,
-    pub frame: Frame,
+    /// Own batches that are not known to be durable.
+    pub unconfirmed: VecDeque<(Seq, Seq)>,
 }
 
 /// A one-way barrier between groups of hosts, as bit masks.
@@ -168,7 +149,37 @@ pub(super) enum Event {
         life: u64,
         run: Run,
     },
+    /// A sync is done.
+    Synced {
+        host: usize,
+        session: u64,
+    },
+    /// The disk has read what was asked for.
+    Read {
+        host: usize,
+        session: u64,
+        load: Load,
+    },
+    /// A disk that failed works again.
+    Reopen {
+        host: usize,
+        session: u64,
+    },
+    /// Something of a log that was moved aside can be read.
+    Found {
+        host: usize,
+        life: u64,
+        found: Vec<Kept>,
+    },
     Burst,
+    Flood,
+    PowerCut,
+    Clone,
+    Snapshot,
+    DiskFails,
+    Quarantine,
+    Lie,
+    ClockSet,
     Start {
         host: usize,
     },
@@ -180,9 +191,16 @@ pub(super) enum Event {
     WallsDown,
 }
 
+impl Event {
+    /// Whether there is no peace before it.
+    fn has_to_come(&self) -> bool {
+        matches!(self, Event::Start { .. } | Event::Reopen { .. } | Event::Found { .. })
+    }
+}
+
 impl World {
     pub fn new(seed: u64, plan: Plan) -> World {
-        let hosts = plan.nodes + plan.joiners;
+        let hosts = plan.hosts();
         let mut world = World {
             now: 0,
             counts: Counts::default(),
@@ -195,7 +213,8 @@ impl World {
             links_ever: 0,
             walls: Vec::new(),
             book: Book::default(),
-            runs_ever: 0,
+            runs: BTreeSet::new(),
+            hashes: HashMap::new(),
             recorded: Vec::new(),
             peace: false,
             silent_from: None,
@@ -206,12 +225,26 @@ impl World {
         for index in 0..hosts {
             let mut node = [index as u8; 32];
             node[..8].copy_from_slice(&world.dice.draw().to_le_bytes());
-            let skew = world.plan.skew_max_ms;
+            let plan = &world.plan;
+            let hostile = index >= hosts - plan.hostiles;
+            if hostile {
+                node[31] = super::hostile::MARK;
+            }
+            let (skew, odd) = (plan.skew_max_ms, plan.clocks.get(index).copied());
+            let (retention, sync_ms, disks) = (plan.retention, plan.sync_ms, plan.disks);
+            let disk = world.dice.chance(disks).then(|| Disk::new(retention, sync_ms));
+            let skew_ms = world.dice.below(2 * skew + 1) as i64 - skew as i64;
+            world.counts.odd_clocks += u64::from(odd.is_some());
             world.hosts.push(Host {
                 node: NodeId(node),
-                skew_ms: world.dice.below(2 * skew + 1) as i64 - skew as i64,
+                skew_ms: odd.map_or(skew_ms, |odd| odd.unwrap_or(-(EPOCH_MS as i64))),
                 life: None,
                 lives: 0,
+                disk,
+                hostile,
+                fuse: None,
+                last_run: None,
+                returns: false,
                 answers: false,
                 refused: BTreeMap::new(),
                 heard: BTreeMap::new(),
@@ -236,17 +269,33 @@ impl World {
         self.play_until(self.plan.busy_ms)?;
         // Walls still have to fall, and whoever is to come back has to be there.
         let walls = self.walls.iter().map(|wall| wall.until);
-        let starts =
-            self.queue.iter().filter(|(_, event)| matches!(event, Event::Start { .. })).map(|((at, _), _)| *at);
+        let starts = self.queue.iter().filter(|(_, event)| event.has_to_come()).map(|((at, _), _)| *at);
         let end = walls.chain(starts).max().unwrap_or(0);
         self.play_until(end)?;
         self.peace = true;
+        // Whoever lies is gone now, else there was no peace.
+        for host in 0..self.hosts.len() {
+            if self.hosts[host].hostile {
+                self.fall(host, false)?;
+            }
+            self.hosts[host].fuse = None;
+        }
         let peace = self.now;
         loop {
             self.play_until(self.now + 1_000)?;
             match self.converged() {
                 Ok(()) => break,
-                Err(what) if self.now >= peace + PEACE_MS_MAX => return Err(format!("no end: {what}")),
+                Err(what) if self.now >= peace + PEACE_MS_MAX => {
+                    if std::env::var("DBG").is_ok() {
+                        for (h, r, _) in self.alive() {
+                            eprintln!("{h}: me {:?} {:?} skew {}", r.me(), r.counters(), self.hosts[h].skew_ms);
+                            for (run, p) in r.peers() {
+                                eprintln!("   {run:?} {p:?}");
+                            }
+                        }
+                    }
+                    return Err(format!("no end: {what}"));
+                }
                 Err(_) => {}
             }
         }
@@ -322,6 +371,7 @@ impl World {
             }
             Event::Arrive { listener, speaker, number, frame } => {
                 let Some(link) = self.link(listener, speaker, number) else { return Ok(()) };
+                link.queued_bytes = link.queued_bytes.saturating_sub(frame.body.len());
                 let from = link.speaker;
                 self.hear(listener, from, frame)?;
             }
@@ -342,6 +392,18 @@ impl World {
                     self.feed(speaker, Input::Left(run))?;
                 }
             }
+            Event::Synced { host, session } => self.synced(host, session)?,
+            Event::Read { host, session, load } => self.read(host, session, load)?,
+            Event::Reopen { host, session } => self.disk_works(host, session)?,
+            Event::Found { host, life, found } => self.found(host, life, found)?,
+            Event::PowerCut => self.power_cut()?,
+            Event::Clone => self.clone_host()?,
+            Event::Snapshot => self.snapshot(),
+            Event::DiskFails => self.disk_fails()?,
+            Event::Quarantine => self.quarantine()?,
+            Event::Lie => self.lie()?,
+            Event::ClockSet => self.clocks_are_set(),
+            Event::Flood => self.flood()?,
             Event::Burst => self.burst()?,
             Event::Start { host } => self.start(host)?,
             Event::Crash => self.crash()?,
@@ -364,22 +426,39 @@ impl World {
 
     // Nodes.
 
-    fn start(&mut self, index: usize) -> Held {
-        let epoch = Epoch(self.dice.draw());
+    pub fn start(&mut self, index: usize) -> Held {
+        if self.hosts[index].life.is_some() {
+            return Ok(());
+        }
+        #[cfg_attr(not(feature = "mutants"), allow(unused_mut))]
+        let mut epoch = Epoch(self.dice.draw());
         let (mono, seed) = (self.dice.below(1_000_000), self.dice.draw());
         let host = &mut self.hosts[index];
+        #[cfg(feature = "mutants")]
+        if self.mutant == Some(Mutant::EpochReused) {
+            epoch = host.last_run.map_or(epoch, |run| run.epoch);
+        }
         let run = Run { node: host.node, epoch };
+        let opened = host.disk.as_mut().map(Disk::reopen);
+        let mut given = Given::default();
+        if let Some(opened) = &opened {
+            given.open(opened);
+        }
         let now = Now { mono: Mono(self.now + mono), wall_ms: wall(self.now, host.skew_ms) };
         #[cfg_attr(not(feature = "mutants"), allow(unused_mut))]
-        let mut replica = Replica::new(now, run, format!("node {index}").into(), seed, self.plan.window_bytes, None);
+        let mut replica = Replica::new(now, run, format!("node {index}").into(), seed, self.plan.window_bytes, opened);
         #[cfg(feature = "mutants")]
         if let Some(mutant) = self.mutant {
             replica.plant(mutant);
         }
         host.lives += 1;
-        host.answers = true;
-        host.life = Some(Life { replica, given: Given::default(), mono, drafts: VecDeque::new(), keyed: Vec::new() });
-        self.runs_ever += 1;
+        (host.answers, host.last_run, host.fuse) = (true, Some(run), None);
+        let (drafts, keyed, unconfirmed) = (VecDeque::new(), Vec::new(), VecDeque::new());
+        host.life = Some(Life { replica, given, mono, drafts, keyed, unconfirmed });
+        self.hashes.insert(run.hash(), run);
+        if !self.runs.insert(run) {
+            return Err(format!("{index} starts again as {run:?}"));
+        }
         let endpoints = vec![SocketAddr::from(([10, 0, 0, index as u8 + 1], 47474))];
         self.feed(index, Input::Endpoints(endpoints))?;
         for other in 0..self.hosts.len() {
@@ -398,6 +477,7 @@ impl World {
             self.hosts[host].lives += 1;
             self.counts.requests += life.replica.counters().requests;
             self.counts.delivered += life.given.count();
+            self.counts.expired += life.replica.counters().expired;
             self.counts.repaired_bytes += life.given.repaired_bytes;
             self.counts.repaired_bytes_twice += life.given.repaired_bytes_twice;
         }
@@ -407,6 +487,9 @@ impl World {
     pub fn feed(&mut self, index: usize, input: Input) -> Held {
         let now = self.now_of(index);
         let Some(life) = &mut self.hosts[index].life else { return Ok(()) };
+        if let Input::Log(Report::Opened(opened)) = &input {
+            life.given.open(opened);
+        }
         life.replica.handle(now, input);
         if life.replica.poll_timeout().is_none_or(|due| due <= now.mono) {
             return Err(format!("{index} is due again at once"));
@@ -423,32 +506,60 @@ impl World {
     pub fn perform(&mut self, index: usize) -> Held {
         let at = self.now_of(index).mono;
         let Some(life) = &self.hosts[index].life else { return Ok(()) };
-        check::after_step(&life.replica, at, self.plan.window_bytes, self.runs_ever)?;
+        check::after_step(&life.replica, at, self.plan.window_bytes, self.runs.len())
+            .map_err(|what| format!("{index}: {what}"))?;
         while let Some(life) = &mut self.hosts[index].life {
             let Some(output) = life.replica.poll_output() else { break };
             let me = life.replica.me();
             self.trace = mix(self.trace ^ self.now ^ (index as u64) << 48);
             match output {
                 Output::Deliver { batch, how } => {
-                    if !self.book.knows(&batch) {
-                        return Err(format!("{index} delivers {batch:?}, which was never said like that"));
-                    }
                     life.given.deliver(&batch, how).map_err(|what| format!("{index}: {what}"))?;
                     self.counts.late += u64::from(how == Timing::Late) * u64::from(batch.count());
                     self.trace = mix(self.trace ^ batch.first().0 ^ how as u64);
+                    if !self.knows(&batch) {
+                        return Err(format!("{index} delivers {batch:?}, which was never said like that"));
+                    }
                 }
                 Output::Send { to, message } => {
-                    if let (To::All, Message::Batch(batch)) = (to, &message) {
-                        self.book.write(me, batch, &mut life.drafts)?;
+                    if let (To::All, Message::Batch(batch)) = (to, &message)
+                        && batch.origin() == me
+                    {
+                        self.said(index, batch)?;
                     }
                     self.check_word(index, to, &message)?;
                     self.send(index, to, &message)?;
                 }
                 Output::Notify(notice) => self.notice(index, notice)?,
-                Output::Log(_) => {}
+                Output::Log(order) => self.order(index, order)?,
+            }
+            if let Some(fuse) = &mut self.hosts[index].fuse {
+                *fuse = fuse.saturating_sub(1);
+                if *fuse == 0 {
+                    return self.fall(index, false);
+                }
             }
         }
         Ok(())
+    }
+
+    /// A host says something for the first time, be it to its log or to others.
+    pub fn said(&mut self, index: usize, batch: &Batch) -> Held {
+        let Some(life) = &mut self.hosts[index].life else { return Ok(()) };
+        if self.book.knows(batch) {
+            return Ok(());
+        }
+        life.unconfirmed.push_back((batch.first(), batch.last()));
+        self.book.write(life.replica.me(), batch, &mut life.drafts)
+    }
+
+    /// Whether `batch` is what its origin said, as far as that can be known.
+    pub fn knows(&self, batch: &Batch) -> bool {
+        self.book.knows(batch) || self.is_hostile(batch.origin().node)
+    }
+
+    pub fn is_hostile(&self, node: NodeId) -> bool {
+        self.plan.hostiles > 0 && node.0[31] == super::hostile::MARK
     }
 
     /// What must not be said.
@@ -456,9 +567,24 @@ impl World {
         let Some(life) = &self.hosts[index].life else { return Ok(()) };
         if let (To::One(to), Message::Request(_)) = (to, message) {
             let status = life.replica.known_peer(to).map(|peer| peer.status);
-            if status != Some(Status::Up) {
+            if status != Some(Status::Up) && !self.hosts[index].hostile {
                 return Err(format!("{index} asks {to:?}, which is {status:?}"));
             }
+        }
+        match message {
+            Message::Heartbeat(beat) => {
+                for mark in &beat.marks {
+                    if let Some(run) = self.hashes.get(&mark.run) {
+                        self.check_advertised(index, *run, &mark.held, &mark.volatile)?;
+                    }
+                }
+            }
+            Message::Digest(digest) => {
+                for holding in &digest.holdings {
+                    self.check_advertised(index, holding.run, &holding.held, &holding.volatile)?;
+                }
+            }
+            _ => {}
         }
         let asks = matches!(
             message,
@@ -478,7 +604,8 @@ impl World {
             Notice::Peer(run) => {
                 let status = life.replica.known_peer(run).map(|peer| peer.status);
                 self.trace = mix(self.trace ^ status.map_or(9, |status| status as u64));
-                let Some(other) = self.hosts.iter().position(|host| host.node == run.node) else { return Ok(()) };
+                let heard = self.hosts[index].heard.iter().find(|(_, heard)| **heard == run).map(|(other, _)| *other);
+                let Some(other) = heard else { return Ok(()) };
                 if self.plan.class == Class::Calm && matches!(status, Some(Status::Suspect | Status::Down)) {
                     return Err(format!("{other} is {status:?} for {index} in calm weather"));
                 }
@@ -487,201 +614,9 @@ impl World {
                     self.at(self.now + 1, event);
                 }
             }
+            Notice::OwnRunElsewhere(_) if self.plan.hostiles > 0 => {}
             Notice::OwnRunElsewhere(id) => return Err(format!("{index} hears of {id:?} of its own run")),
             Notice::Gap { .. } | Notice::Named { .. } => {}
-        }
-        Ok(())
-    }
-
-    // Links.
-
-    /// Dials again after up to `wait_ms`.
-    fn redial(&mut self, listener: usize, speaker: usize, wait_ms: u64, anew: bool) {
-        let at = self.now + self.dice.range(wait_ms, wait_ms + 400);
-        let life = self.hosts[listener].lives;
-        if self.hosts[listener].life.is_some() {
-            self.at(at, Event::Dial { listener, speaker, life, anew });
-        }
-    }
-
-    fn dial(&mut self, listener: usize, speaker: usize, life: u64, anew: bool) -> Held {
-        let linked = self.links[listener][speaker].is_some();
-        if self.hosts[listener].lives != life || (linked && !anew) {
-            return Ok(());
-        }
-        let reached = self.wall(listener, speaker).is_none() && self.wall(speaker, listener).is_none();
-        let target = &self.hosts[speaker];
-        if reached && target.life.is_some() {
-            let lives = (life, target.lives);
-            let at = self.now + self.delay();
-            self.at(at, Event::Accept { listener, speaker, lives });
-        } else if reached && target.answers {
-            let now = self.now;
-            let times = self.hosts[listener].refused.entry(speaker).or_default();
-            times.retain(|at| at + 3_000 > now);
-            times.push(now);
-            let sure = times.len() >= 3;
-            if let Some(run) = self.hosts[listener].heard.get(&speaker).copied().filter(|_| sure) {
-                self.feed(listener, Input::Refused(run))?;
-            }
-            self.redial(listener, speaker, 300, anew);
-        } else if self.hosts[speaker].lives > 0 {
-            self.redial(listener, speaker, 1_000, anew);
-        }
-        Ok(())
-    }
-
-    fn accept(&mut self, listener: usize, speaker: usize, lives: (u64, u64)) -> Held {
-        let there = (self.hosts[listener].lives, self.hosts[speaker].lives) == lives;
-        let walled = self.wall(listener, speaker).is_some() || self.wall(speaker, listener).is_some();
-        if !there || walled {
-            self.redial(listener, speaker, 500, true);
-            return Ok(());
-        }
-        let run = |host: &Host| host.life.as_ref().map(|life| life.replica.me());
-        let (Some(hearing), Some(speaking)) = (run(&self.hosts[listener]), run(&self.hosts[speaker])) else {
-            return Ok(());
-        };
-        if let Some(old) = self.links[listener][speaker].take() {
-            if old.speaker != speaking {
-                self.feed(listener, Input::LinkDown(old.speaker))?;
-            }
-            if old.listener != hearing {
-                self.feed(speaker, Input::Left(old.listener))?;
-            }
-        }
-        self.links_ever += 1;
-        let number = self.links_ever;
-        self.links[listener][speaker] = Some(Link {
-            number,
-            listener: hearing,
-            speaker: speaking,
-            open: false,
-            cut: false,
-            last_arrival: 0,
-            lossy_until: 0,
-            held: Vec::new(),
-        });
-        let at = self.now + self.delay();
-        self.at(at, Event::Open { listener, speaker, number });
-        self.feed(speaker, Input::Called(hearing))
-    }
-
-    /// Breaks a link; both ends notice within `notice_ms`.
-    pub fn cut(&mut self, listener: usize, speaker: usize, notice_ms: (u64, u64)) {
-        let lives = (self.hosts[listener].lives, self.hosts[speaker].lives);
-        let ends = [self.dice.range(notice_ms.0, notice_ms.1), self.dice.range(notice_ms.0, notice_ms.1)];
-        let Some(link) = &mut self.links[listener][speaker] else { return };
-        link.cut = true;
-        let (number, heard, calling) = (link.number, link.speaker, link.listener);
-        // What is on the way arrives before the end of the link is noticed.
-        let from = link.last_arrival.max(self.now);
-        let run = heard;
-        self.at(from + ends[0], Event::LinkEnds { listener, speaker, number, life: lives.0, run });
-        let run = calling;
-        self.at(self.now + ends[1], Event::CallEnds { listener, speaker, number, life: lives.1, run });
-    }
-
-    fn delay(&mut self) -> u64 {
-        self.dice.range(1, self.plan.delay_max_ms)
-    }
-
-    fn send(&mut self, speaker: usize, to: To, message: &Message) -> Held {
-        let topic = match (to, message) {
-            (_, Message::Batch(_)) => wire::TOPIC_CHAT.to_owned(),
-            (To::All, _) => wire::TOPIC_MESH.to_owned(),
-            (To::One(run), _) => wire::topic_to(run),
-        };
-        let body = wire::encode(message);
-        if matches!(message, Message::Heartbeat(_)) && body.len() > wire::HEARTBEAT_BYTES_MAX {
-            return Err(format!("a heartbeat of {} bytes", body.len()));
-        }
-        if body.len() > wire::FRAME_BYTES_MAX {
-            return Err(format!("a frame of {} bytes: {message:?}", body.len()));
-        }
-        // A batch is told from another by its header; everything else counts to the last byte.
-        let told =
-            &body[..body.len().min(if matches!(message, Message::Batch(_)) { HEADER_BYTES } else { body.len() })];
-        self.trace = told.chunks(8).fold(self.trace, |trace, bytes| {
-            mix(trace ^ bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)))
-        });
-        let frame = Frame { topic, body };
-        for listener in 0..self.hosts.len() {
-            let open = self.links[listener][speaker].as_ref().is_some_and(|link| {
-                let wanted = match to {
-                    To::All => true,
-                    To::One(run) => link.listener == run,
-                };
-                wanted && link.open && !link.cut
-            });
-            if open {
-                self.transmit(listener, speaker, frame.clone());
-            }
-        }
-        Ok(())
-    }
-
-    pub fn transmit(&mut self, listener: usize, speaker: usize, frame: Frame) {
-        let wall = self.wall(speaker, listener);
-        let (loss, twice, reorder) = match self.peace {
-            true => (0, 0, 0),
-            false => (self.plan.loss, self.plan.duplicate, self.plan.reorder),
-        };
-        let delay = self.delay();
-        let (lose, twice, reorder) = (self.dice.chance(loss), self.dice.chance(twice), self.dice.chance(reorder));
-        let Some(link) = &mut self.links[listener][speaker] else { return };
-        match wall {
-            Some(WallMode::Hold) => return link.held.push(frame),
-            Some(_) => return,
-            None => {}
-        }
-        if lose || link.lossy_until > self.now {
-            self.counts.losses += 1;
-            return;
-        }
-        let number = link.number;
-        let mut at = link.last_arrival.max(self.now + delay);
-        if reorder {
-            at = self.now + delay * 10;
-            self.counts.reordered += 1;
-        } else {
-            link.last_arrival = at;
-        }
-        if twice {
-            let again = at + delay * 5;
-            self.counts.duplicates += 1;
-            self.at(again, Event::Arrive { listener, speaker, number, frame: frame.clone() });
-        }
-        self.at(at, Event::Arrive { listener, speaker, number, frame });
-    }
-
-    pub fn hear(&mut self, listener: usize, from: Run, frame: Frame) -> Held {
-        let Some(life) = &mut self.hosts[listener].life else { return Ok(()) };
-        self.counts.messages += 1;
-        let message = wire::decode(frame.topic.as_bytes(), &frame.body).map_err(|error| error.to_string())?;
-        if let Message::Repair(repair) = &message {
-            for batch in repair.batches.iter().filter_map(|(batch, _)| Batch::parse(batch.clone()).ok()) {
-                let seen =
-                    life.replica.audit().any(|audit| audit.run == batch.origin() && audit.seen.contains(batch.first()));
-                life.given.repaired_bytes += batch.bytes().len() as u64;
-                life.given.repaired_bytes_twice += if seen { batch.bytes().len() as u64 } else { 0 };
-            }
-        }
-        let goodbye = matches!(message, Message::Goodbye(_));
-        if self.plan.replays > 0 {
-            let old = Recorded { listener, life: self.hosts[listener].lives, speaker: from, frame };
-            let at = self.dice.below(2 * RECORDED_MAX as u64) as usize;
-            if self.recorded.len() < RECORDED_MAX {
-                self.recorded.push(old);
-            } else if let Some(slot) = self.recorded.get_mut(at) {
-                *slot = old;
-            }
-        }
-        self.feed(listener, Input::Message { from, message })?;
-        let status =
-            self.hosts[listener].life.as_ref().and_then(|life| life.replica.known_peer(from)).map(|peer| peer.status);
-        if goodbye && status != Some(Status::Down) {
-            return Err(format!("{from:?} said goodbye to {listener} and is {status:?}"));
         }
         Ok(())
     }

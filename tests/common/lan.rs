@@ -72,6 +72,23 @@ impl Lan {
         ip(&["-n", &self.switch, "link", "set", &format!("p{machine}"), "down"]);
     }
 
+    /// Moves these machines to a bridge of their own: two LANs, each whole. Carriers stay, as behind a switch that fails.
+    pub fn split(&self, away: &[usize]) {
+        ip(&["-n", &self.switch, "link", "add", "br1", "type", "bridge", "mcast_snooping", "0", "stp_state", "0"]);
+        ip(&["-n", &self.switch, "link", "set", "br1", "up"]);
+        for machine in away {
+            ip(&["-n", &self.switch, "link", "set", &format!("p{machine}"), "master", "br1"]);
+        }
+    }
+
+    /// Makes one LAN of two again.
+    pub fn heal(&self) {
+        for machine in 0..self.machines.len() {
+            ip(&["-n", &self.switch, "link", "set", &format!("p{machine}"), "master", "br0"]);
+        }
+        ip(&["-n", &self.switch, "link", "delete", "br1"]);
+    }
+
     /// Puts it back.
     pub fn plug(&self, machine: usize) {
         ip(&["-n", &self.switch, "link", "set", &format!("p{machine}"), "up"]);

@@ -7,10 +7,16 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod api;
+pub mod dice;
 mod lan;
+pub mod load;
+pub mod log;
+pub mod mesh;
 pub mod raw;
+pub mod shim;
 pub mod soak;
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -158,12 +164,17 @@ impl Hubless {
 
     /// As [`Hubless::start`], in this home, and without waiting.
     pub fn spawn(place: &Place, home: &Home, args: &[&str]) -> Hubless {
+        Hubless::spawn_with(place, home, args, &[])
+    }
+
+    /// As [`Hubless::spawn`], with this in its environment.
+    pub fn spawn_with(place: &Place, home: &Home, args: &[&str], env: &[(&'static str, OsString)]) -> Hubless {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let ready_file = home.path().join(format!("ready-{number}.json"));
         let stderr = home.path().join(format!("stderr-{number}.log"));
         let mut command = home.hubless(place, &["run", "--ready-file"]);
-        command.arg(&ready_file).args(args);
+        command.arg(&ready_file).args(args).envs(env.iter().cloned());
         command.stdout(Stdio::null()).stderr(fs::File::create(&stderr).unwrap());
         let started = Instant::now();
         let child = command.spawn().expect("hubless starts");
@@ -241,6 +252,11 @@ impl Hubless {
         self.signal("TERM");
         let status = self.wait(Duration::from_secs(5));
         assert!(status.success(), "{status} after SIGTERM:\n{}", self.stderr());
+    }
+
+    /// Kills it without waiting for its end.
+    pub fn begin_kill(&mut self) {
+        self.child.kill().unwrap();
     }
 
     /// Kills it and answers its home, to start it again there.

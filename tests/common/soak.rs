@@ -35,6 +35,11 @@ impl Claim {
         Claim { what, count, seed: None, started: Instant::now(), more: json!({}) }
     }
 
+    /// The seed of its chance, for the line.
+    pub fn seeded(&mut self, seed: u64) {
+        self.seed = Some(seed);
+    }
+
     /// What was measured, for the line.
     pub fn measured(&mut self, key: &str, value: impl Into<Value>) {
         self.more[key] = value.into();

@@ -4,9 +4,10 @@
 //! hour moves numbers more than most changes do. A repetition in which libzmq does not reach [`FLOOR`] is void: the machine
 //! was busy. Exit code 1 when hubless lost or doubled a message, or every repetition was void.
 //!
-//! `hubless-bench [--repeat N] [--seconds N] [--only hubless|libzmq]`
+//! `hubless-bench [--repeat N] [--seconds N] [--only hubless|libzmq]`, or `hubless-bench durable` for the log.
 
 mod child;
+mod durable;
 mod libzmq;
 mod node;
 mod table;
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let done = match words[..] {
+        ["durable"] => durable::run(),
         ["child", system, role, ref words @ ..] => be_child(system, role, words).map(|()| true),
         _ => compare(&words),
     };
