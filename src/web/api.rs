@@ -12,6 +12,7 @@ use futures_util::{Stream, StreamExt};
 use jiff::{Span, SpanRelativeTo, Timestamp};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
 use tokio::time::timeout;
 use warp::http::{HeaderValue, StatusCode, header};
 use warp::reject::{InvalidQuery, MethodNotAllowed, Rejection};
@@ -235,7 +236,7 @@ enum Wanted {
 }
 
 /// `GET /api/v1/messages`.
-pub(super) async fn messages(handle: &Handle, query: MessagesQuery) -> Answer {
+pub(super) async fn messages(handle: &Handle, searching: &Arc<Mutex<()>>, query: MessagesQuery) -> Answer {
     #[derive(Serialize)]
     struct PageBody<'a> {
         messages: Vec<MessageObject<'a>>,
@@ -252,7 +253,11 @@ pub(super) async fn messages(handle: &Handle, query: MessagesQuery) -> Answer {
     }
     match query.read(Timestamp::now())? {
         Wanted::Page(query) => {
-            let Page { messages, after, before, expired } = handle.messages(query).await?;
+            let page = match query.grep {
+                None => handle.messages(query).await,
+                Some(_) => search(handle.clone(), searching.clone(), query).await,
+            };
+            let Page { messages, after, before, expired } = page?;
             let body = PageBody {
                 messages: objects(handle, &messages).await?,
                 after: after.to_string(),
@@ -274,6 +279,18 @@ pub(super) async fn messages(handle: &Handle, query: MessagesQuery) -> Answer {
             Ok(json(StatusCode::OK, &WalkBody { messages: objects(handle, &messages).await?, next }))
         }
     }
+}
+
+/// Looks for words, after all who look already. Publishes and pages read the log meanwhile: it goes on, and others wait for
+/// it, also when whoever asked has gone.
+async fn search(handle: Handle, searching: Arc<Mutex<()>>, query: Query) -> Result<Page, HistoryError> {
+    let alone = searching.lock_owned().await;
+    let looking = tokio::spawn(async move {
+        let page = handle.messages(query).await;
+        drop(alone);
+        page
+    });
+    looking.await.unwrap_or(Err(HistoryError::Closed))
 }
 
 fn place(message: &Message) -> Place {

@@ -31,7 +31,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Mutex, Semaphore, mpsc, watch};
 use tokio::time::timeout;
 use warp::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use warp::reject::Rejection;
@@ -160,6 +160,8 @@ struct Site {
     places: Arc<Semaphore>,
     times: Times,
     standings: Standings,
+    /// Held by whoever looks for words: one at a time, for that may mean all of a large log.
+    searching: Arc<Mutex<()>>,
     closing: watch::Receiver<bool>,
     /// Dropped with the last task that serves somebody.
     _alive: Option<mpsc::Sender<Infallible>>,
@@ -170,7 +172,8 @@ impl Site {
         let places = Arc::new(Semaphore::new(SOCKETS_MAX));
         let (_, closing) = watch::channel(false);
         let (standings, times) = (Standings::new(handle.clone()), Times::default());
-        Site { handle, guard: Guard::new(access), places, times, standings, closing, _alive: None }
+        let guard = Guard::new(access);
+        Site { handle, guard, places, times, standings, searching: Arc::default(), closing, _alive: None }
     }
 
     /// Waits until all is to be closed.
@@ -213,10 +216,10 @@ fn tree(site: Arc<Site>) -> impl Filter<Extract = (Response,), Error = Infallibl
     let rooms = warp::path!("rooms")
         .and(reads.clone())
         .then(|site: Arc<Site>| async move { answer(api::rooms(&site.handle).await) });
-    let messages = warp::path!("messages")
-        .and(reads.clone())
-        .and(warp::query())
-        .then(|site: Arc<Site>, query| async move { answer(api::messages(&site.handle, query).await) });
+    let messages =
+        warp::path!("messages").and(reads.clone()).and(warp::query()).then(|site: Arc<Site>, query| async move {
+            answer(api::messages(&site.handle, &site.searching, query).await)
+        });
     let held = warp::path!("messages" / String / "held")
         .and(reads.clone())
         .and(warp::query())

@@ -275,7 +275,7 @@ async fn the_whole_log_is_exported_line_by_line() {
     stream.write_all(ask.as_bytes()).await.unwrap();
     let mut first = [0; 1024];
     stream.read_exact(&mut first).await.unwrap();
-    assert_eq!(site.say("meanwhile").await.is_empty(), false);
+    site.say("meanwhile").await;
     let mut rest = first.to_vec();
     timeout(PATIENCE * 3, stream.read_to_end(&mut rest)).await.expect("in time").unwrap();
     let end = rest.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 4;
@@ -422,6 +422,30 @@ async fn a_durable_cursor_goes_on_where_it_was_acknowledged() {
     assert_eq!(late.next("message").await["text"], "0");
     let (mut nameless, _) = site.join(json!({ "type": "hello", "durable": "" })).await;
     assert_eq!(nameless.error().await, "durable_name");
+    site.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_lost_a_durable_cursor_neither_moves_nor_releases_it() {
+    use hubless::error::DurableError;
+    use hubless::handle::Begin;
+
+    let here = folder();
+    let site = Site::kept("holders", here.path(), Vec::new()).await;
+    let open = async || site.handle.durable("d", hubless::Filter::all(), Begin::Start).await.expect("a durable cursor");
+    site.say("one").await;
+    let mut first = open().await;
+    let (_, mark) = first.next().await.unwrap().expect("a message");
+    assert!(site.handle.remove_durable("d").await.unwrap());
+    assert!(first.is_replaced());
+    assert_eq!(first.ack(mark).await, Err(DurableError::Replaced));
+    assert_eq!(site.get("/api/v1/durables").await, json!([]), "an old holder does not bring it back");
+    let second = open().await;
+    drop(first);
+    assert_eq!(site.get("/api/v1/durables").await[0]["held"], true);
+    let third = open().await;
+    assert!(second.is_replaced() && !third.is_replaced());
+    drop((second, third));
     site.end().await;
 }
 
