@@ -11,7 +11,7 @@ use hubless::replica::batch::{Batch, Draft};
 use hubless::replica::clock::{Hlc, Mono, Now};
 use hubless::replica::event::{Input, Missing, Notice, Output, Timing, To};
 use hubless::replica::liveness::{OVER_AFTER, Status};
-use hubless::replica::message::{Digest, Holding, Message, Repair};
+use hubless::replica::message::{Digest, Hello, Holding, Message, Repair};
 use hubless::replica::ranges::RangeSet;
 use hubless::replica::{KnownKey, Replica, STREAMS_MAX, WINDOW_BYTES_MAX};
 use hubless::wire;
@@ -569,4 +569,15 @@ fn a_stream_that_was_forgotten_is_not_taken_again() {
     hear(&mut table, told(old.origin(), old.hlc_last()));
     hear(&mut table, repair(old));
     assert_eq!(table.texts(small), ["old", "new"]);
+}
+
+#[test]
+fn a_word_after_a_goodbye_harms_nobody() {
+    let mut table = Table::met(2);
+    let from = table.run(A);
+    let hello = Hello { name: "a".into(), endpoints: Vec::new(), hears: Vec::new(), knows: Vec::new(), wall_ms: 1 };
+    for message in [Message::Goodbye(Seq(0)), Message::Hello(hello.clone()), Message::Hello(hello)] {
+        table.feed(B, Input::Message { from, message });
+    }
+    assert_ne!(table.nodes[B].peers().find(|(run, _)| *run == from).map(|(_, peer)| peer.status), Some(Status::Up));
 }

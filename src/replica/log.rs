@@ -383,7 +383,8 @@ impl Replica {
         let mut offsets: Vec<i64> =
             self.peers.values().filter(|peer| peer.live).filter_map(|peer| peer.offset_ms).collect();
         offsets.sort_unstable();
-        let median = offsets[(offsets.len() - 1) / 2..].first().copied();
+        // A word that comes after a goodbye may be the only one there is, and its peer does not count any more.
+        let median = offsets.get(offsets.len().saturating_sub(1) / 2).copied();
         self.log.offset_ms = median;
         // One peer alone may be the one that is wrong, unless we know that we are.
         let young = now.mono - self.log.born < YOUNG && offsets.len() > 1;
