@@ -154,7 +154,7 @@ impl Socket {
             if frame["type"] == kind {
                 return frame;
             }
-            let aside = ["peers", "stored", "catch_up"].iter().any(|aside| frame["type"] == *aside);
+            let aside = ["peers", "stored", "acked", "catch_up"].iter().any(|aside| frame["type"] == *aside);
             assert!(aside, "{frame} instead of {kind}");
         }
     }

@@ -114,7 +114,7 @@ await check('a room is made, carries its own messages, and shows what is unread'
   await say(pageA, `in the room ${run}`);
   await say(pageA, `again in the room ${run}`);
   const link = pageB.locator(`#room-list a[href="#${room}"]`);
-  await eventually('the other page counts two unread', () => link.getAttribute('data-unread', { timeout: WAIT_MS }).then(unread => unread === '2' || unread));
+  await eventually('the other page counts two unread', () => link.getAttribute('data-unread').then(unread => unread === '2' || unread));
   assert.match(await pageB.title(), /^\(2\) /);
   assert.equal(await count(pageB, `in the room ${run}`), 0);
   await link.click();
