@@ -69,7 +69,7 @@ impl Loop {
             Ask::Window { mut after, reply } => {
                 let expired = after.as_mut().map_or(0, |after| self.replica.give_up(after));
                 let batches = match &self.log {
-                    Some(_) => self.replica.unstored().cloned().collect(),
+                    Some(_) => self.replica.unstored(),
                     None => self.replica.window().cloned().collect(),
                 };
                 let cursor = if after.is_none() { self.replica.cursor() } else { Cursor::new() };
@@ -118,7 +118,7 @@ impl Loop {
             Some(log) => {
                 let backlog = gap.into_iter().collect();
                 let (feed, subscription) = queue(filter, true, after, backlog, drained, Some(log.handle.clone()));
-                self.replica.unstored().for_each(|batch| feed.put(item(batch)));
+                self.replica.unstored().iter().for_each(|batch| feed.put(item(batch)));
                 (feed, subscription)
             }
         }

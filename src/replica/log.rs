@@ -90,6 +90,11 @@ impl Log {
         self.appending_bytes > APPEND_BYTES_MAX / 2
     }
 
+    /// The batches that are on their way to the disk.
+    pub fn appending(&self) -> impl Iterator<Item = (Run, Seq)> + '_ {
+        self.appending.keys().copied()
+    }
+
     pub fn deadline(&self) -> Option<Mono> {
         self.is_there().then_some(self.retain_at)
     }

@@ -386,12 +386,18 @@ impl Replica {
         self.streams.get(&id.run).is_some_and(|stream| stream.stored.contains(id.seq))
     }
 
-    /// The batches in the window that are not on disk, oldest first.
-    pub fn unstored(&self) -> impl Iterator<Item = &Batch> {
-        self.window().filter(|batch| {
+    /// The batches in the window that are not on disk, in any order.
+    pub fn unstored(&self) -> Vec<Batch> {
+        if self.log.is_open() {
+            // Few; the window may hold very many.
+            let batch = |(run, first): (Run, Seq)| self.streams.get(&run)?.batch(first).cloned();
+            return self.log.appending().filter_map(batch).collect();
+        }
+        let stored = |batch: &&Batch| {
             let stored = self.streams.get(&batch.origin()).map(|stream| &stream.stored);
-            stored.is_none_or(|stored| !stored.covers(batch.first(), batch.last()))
-        })
+            stored.is_some_and(|stored| stored.covers(batch.first(), batch.last()))
+        };
+        self.window().filter(|batch| !stored(batch)).cloned().collect()
     }
 
     /// What is known of each stream, for the simulator.
