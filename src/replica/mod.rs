@@ -11,6 +11,7 @@ mod audit;
 pub mod batch;
 pub mod clock;
 pub mod event;
+mod hashes;
 pub mod keys;
 pub mod liveness;
 pub mod log;
@@ -35,6 +36,7 @@ pub(crate) use audit::Audit;
 use batch::{Author, Batch, Draft};
 use clock::{Clock, Hlc, Mono, Now};
 use event::{Input, Kept, Missing, Notice, Opened, Output, Span, Timing, To};
+use hashes::Hashes;
 use liveness::{Holds, Peer};
 use log::Log;
 use message::Message;
@@ -87,7 +89,7 @@ pub struct Replica {
     waiting: BTreeSet<Run>,
     /// Streams whose ranges changed since they were last listed in a heartbeat.
     moved: VecDeque<Run>,
-    settled: u64,
+    hashes: Hashes,
     beat_at: Mono,
     /// When the next beat is due even if there is no news.
     regular_at: Mono,
@@ -184,7 +186,7 @@ impl Replica {
             unplanned: BTreeSet::new(),
             waiting: BTreeSet::new(),
             moved: VecDeque::new(),
-            settled: 0,
+            hashes: Hashes::default(),
             beat_at: now.mono + speak::BEAT_EVERY,
             regular_at: now.mono + speak::BEAT_EVERY,
             listed: me,
@@ -489,6 +491,7 @@ impl Replica {
             self.window.remove(&batch.clone());
         }
         let steps = stream.evict(now.mono, first, start, self.log.is_there());
+        self.hashes.touch(run);
         self.step(run, steps);
         if !self.log.is_there() {
             self.mark(now, run);

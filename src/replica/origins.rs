@@ -59,6 +59,7 @@ impl Replica {
     pub(super) fn forget(&mut self, run: Run) {
         let Some(stream) = self.streams.remove(&run) else { return };
         self.runs.remove(&stream.hash);
+        self.hashes.forget(run, &stream);
         self.horizon = self.horizon.max(stream.newest.plus(DAY_MS << 16));
         for set in [&mut self.lacking, &mut self.unplanned, &mut self.waiting] {
             set.remove(&run);
@@ -89,15 +90,16 @@ impl Replica {
         stream.goodbye || stream.over || silent >= liveness::OVER_AFTER || (silent >= liveness::DOWN_AFTER && again())
     }
 
-    /// Keeps the sets of streams that lack something up to date after one of them changed.
+    /// Keeps up to date which streams lack something and what is hashed, after one of them changed.
     pub(super) fn look_for_holes(&mut self, origin: Run) {
+        self.hashes.touch(origin);
         let Some(stream) = self.streams.get(&origin) else { return };
         if stream.waiting_since.is_some() {
             self.waiting.insert(origin);
         } else {
             self.waiting.remove(&origin);
         }
-        if !stream.missing(self.limit(origin), self.log.is_there()).is_empty() {
+        if stream.lacks(self.limit(origin), self.log.is_there()) {
             self.lacking.insert(origin);
             self.unplanned.insert(origin);
         } else {
@@ -127,6 +129,7 @@ impl Replica {
         }
         if let Some(stream) = self.streams.get_mut(&run) {
             stream.expire(now.mono, top);
+            self.hashes.touch(run);
         }
     }
 }

@@ -4,7 +4,7 @@
 //! request that brings nothing within its time-out is given up, and its range is asked of another peer after a back-off
 //! with jitter.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::time::Duration;
 
@@ -54,6 +54,12 @@ pub(crate) struct Repairs {
     pub flights: Vec<Flight>,
     /// Origins whose repair failed: how often, when to try again, and who failed last.
     backoff: BTreeMap<Run, (u32, Mono, Run)>,
+    /// Origins that wait for a request to end or for their back-off.
+    parked: BTreeSet<Run>,
+    /// When the first of these back-offs is over.
+    unpark_at: Option<Mono>,
+    /// A request has ended since requests were last planned.
+    ended: bool,
     /// The stream that was looked at last.
     looked_at: Option<Run>,
     /// When to look at the next ones, if nothing happens before.
@@ -109,16 +115,18 @@ impl Repairs {
         let progress = *flight;
         if done {
             self.flights.swap_remove(at);
+            self.ended = true;
         }
         Some(progress)
     }
 
     /// Gives up requests whose time is over, and those to `gone`.
     pub fn give_up(&mut self, now: Mono, gone: Option<Run>, jitter: u64) {
-        let backoff = &mut self.backoff;
+        let (backoff, ended) = (&mut self.backoff, &mut self.ended);
         self.flights.retain(|flight| {
             let keep = flight.deadline > now && Some(flight.source) != gone;
             if !keep {
+                *ended = true;
                 let entry = backoff.entry(flight.origin).or_insert((0, now, flight.source));
                 let wait = (BACKOFF_MS_MIN << entry.0.min(8)).min(BACKOFF_MS_MAX);
                 // A source that has gone says nothing of the others: ask them at once.
@@ -130,6 +138,21 @@ impl Repairs {
         if backoff.len() > 4096 {
             backoff.clear();
         }
+    }
+
+    /// Lets `origin` wait until a request has ended, or until `at` if that is what it waits for.
+    fn park(&mut self, origin: Run, at: Option<Mono>) {
+        self.parked.insert(origin);
+        self.unpark_at = [self.unpark_at, at].into_iter().flatten().min();
+    }
+
+    /// Those that need not wait any more.
+    fn unpark(&mut self, now: Mono) -> BTreeSet<Run> {
+        if !std::mem::take(&mut self.ended) && self.unpark_at.is_none_or(|at| at > now) {
+            return BTreeSet::new();
+        }
+        self.unpark_at = None;
+        std::mem::take(&mut self.parked)
     }
 
     /// The next deadline or retry after `now`.
@@ -223,7 +246,8 @@ impl Replica {
 
     /// Asks for what is missing, as far as somebody has it and requests are left.
     pub(super) fn plan(&mut self, now: Now) {
-        let mut later = Vec::new();
+        let unparked = self.repairs.unpark(now.mono);
+        self.unplanned.extend(unparked.intersection(&self.lacking));
         let mut free = self.may_ask();
         // Somebody may claim to hold thousands of streams: their turn comes, but not with each message.
         let mut looked = 0;
@@ -231,8 +255,8 @@ impl Replica {
             self.unplanned.remove(&origin);
             self.repairs.looked_at = Some(origin);
             looked += 1;
-            if self.repairs.not_before(origin, now.mono).is_some() {
-                later.push(origin);
+            if let Some(at) = self.repairs.not_before(origin, now.mono) {
+                self.repairs.park(origin, Some(at));
                 continue;
             }
             let missing = self
@@ -270,13 +294,12 @@ impl Replica {
             }
             // Whoever has it may only be busy; what nobody has is looked at again when somebody says so.
             if !free || (wanting && self.repairs.is_busy()) {
-                later.push(origin);
+                self.repairs.park(origin, None);
             }
         }
         if free && self.repairs.flights.is_empty() && !self.unplanned.is_empty() {
             self.repairs.look_at = Some(now.mono + LOOK_AGAIN);
         }
-        self.unplanned.extend(later);
     }
 
     /// The stream whose turn it is.
@@ -394,6 +417,7 @@ impl Replica {
         let start = self.start;
         let Some(stream) = self.streams.get_mut(&origin) else { return };
         let steps = stream.settle(first, last, start);
+        self.hashes.touch(origin);
         let missing = last.0.saturating_add(1).saturating_sub(first.max(stream.owed).0);
         self.settle_on_disk(span);
         if missing > 0 {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::batch::Batch;
 use super::clock::{Hlc, Mono};
 use super::event::{Kept, OnDisk, Timing};
+use super::hashes::Part;
 use super::ranges::RangeSet;
 use crate::id::{RunHash, Seq};
 
@@ -60,6 +61,8 @@ pub(crate) struct Stream {
     pub alive_at: Mono,
     /// When what is held last changed.
     pub changed_at: Mono,
+    /// Its part in the hashes over all streams.
+    pub part: Part,
     /// It waits to be listed in a heartbeat.
     pub moved: bool,
     /// What nobody is known to have, and since when.
@@ -120,6 +123,7 @@ impl Stream {
             over: false,
             alive_at: now,
             changed_at: now,
+            part: Part::default(),
             moved: false,
             lost: (now, RangeSet::new()),
         }
@@ -313,8 +317,7 @@ impl Stream {
                 }
                 self.next = batch.last().next();
                 steps.push(Step::Deliver(batch, timing));
-            } else if let Some((_, last)) =
-                self.settled.iter().find(|(first, last)| (*first..=*last).contains(&self.next))
+            } else if let Some((_, last)) = self.settled.range_of(self.next)
                 // Somebody may have made us believe that there is no end.
                 && self.next < Seq(u64::MAX)
             {
@@ -399,6 +402,12 @@ impl Stream {
             return known;
         }
         known.into_iter().flat_map(|(first, last)| self.settled.missing(first, last)).collect()
+    }
+
+    /// Whether anything is missing up to `limit` and not settled.
+    pub fn lacks(&self, limit: Seq, logged: bool) -> bool {
+        let from = if logged { self.floor.next() } else { self.floor.next().min(self.owed.max(Seq(1))) };
+        !self.taken.covers(from, limit) && !self.missing(limit, logged).is_empty()
     }
 
     /// Whether nothing of it is held.
