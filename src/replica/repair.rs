@@ -35,6 +35,8 @@ const REPAIR_BYTES_MAX: usize = 47 * 1024;
 const PLANNED_MAX: usize = 64;
 /// And so soon the next ones are.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// Of those that wait for a request to end, so many are looked at for each that ends.
+const UNPARKED_MAX: usize = 8;
 const BACKOFF_MS_MIN: u64 = 100;
 const BACKOFF_MS_MAX: u64 = 2_000;
 
@@ -54,12 +56,14 @@ pub(crate) struct Repairs {
     pub flights: Vec<Flight>,
     /// Origins whose repair failed: how often, when to try again, and who failed last.
     backoff: BTreeMap<Run, (u32, Mono, Run)>,
-    /// Origins that wait for a request to end or for their back-off.
+    /// Origins that wait until a request has ended.
     parked: BTreeSet<Run>,
-    /// When the first of these back-offs is over.
-    unpark_at: Option<Mono>,
-    /// A request has ended since requests were last planned.
-    ended: bool,
+    /// Origins that wait for the end of their back-off.
+    backed_off: BTreeSet<(Mono, Run)>,
+    /// Requests that have ended since requests were last planned.
+    ended: usize,
+    /// The stream that was parked and went on last.
+    unparked: Option<Run>,
     /// The stream that was looked at last.
     looked_at: Option<Run>,
     /// When to look at the next ones, if nothing happens before.
@@ -115,7 +119,7 @@ impl Repairs {
         let progress = *flight;
         if done {
             self.flights.swap_remove(at);
-            self.ended = true;
+            self.ended += 1;
         }
         Some(progress)
     }
@@ -126,7 +130,7 @@ impl Repairs {
         self.flights.retain(|flight| {
             let keep = flight.deadline > now && Some(flight.source) != gone;
             if !keep {
-                *ended = true;
+                *ended += 1;
                 let entry = backoff.entry(flight.origin).or_insert((0, now, flight.source));
                 let wait = (BACKOFF_MS_MIN << entry.0.min(8)).min(BACKOFF_MS_MAX);
                 // A source that has gone says nothing of the others: ask them at once.
@@ -140,19 +144,23 @@ impl Repairs {
         }
     }
 
-    /// Lets `origin` wait until a request has ended, or until `at` if that is what it waits for.
-    fn park(&mut self, origin: Run, at: Option<Mono>) {
-        self.parked.insert(origin);
-        self.unpark_at = [self.unpark_at, at].into_iter().flatten().min();
-    }
-
-    /// Those that need not wait any more.
-    fn unpark(&mut self, now: Mono) -> BTreeSet<Run> {
-        if !std::mem::take(&mut self.ended) && self.unpark_at.is_none_or(|at| at > now) {
-            return BTreeSet::new();
+    /// Those that need not wait any more: whose back-off is over, and some for each request that has ended.
+    fn unpark(&mut self, now: Mono) -> Vec<Run> {
+        let mut unparked = Vec::new();
+        while let Some((_, run)) = self.backed_off.first().filter(|(at, _)| *at <= now).copied() {
+            self.backed_off.pop_first();
+            unparked.push(run);
         }
-        self.unpark_at = None;
-        std::mem::take(&mut self.parked)
+        for _ in 0..std::mem::take(&mut self.ended).saturating_mul(UNPARKED_MAX).min(self.parked.len()) {
+            let after = self.unparked.map_or(Bound::Unbounded, Bound::Excluded);
+            let next = self.parked.range((after, Bound::Unbounded)).next().or(self.parked.first()).copied();
+            self.unparked = next;
+            if let Some(run) = next {
+                self.parked.remove(&run);
+                unparked.push(run);
+            }
+        }
+        unparked
     }
 
     /// The next deadline or retry after `now`.
@@ -246,8 +254,11 @@ impl Replica {
 
     /// Asks for what is missing, as far as somebody has it and requests are left.
     pub(super) fn plan(&mut self, now: Now) {
-        let unparked = self.repairs.unpark(now.mono);
-        self.unplanned.extend(unparked.intersection(&self.lacking));
+        for run in self.repairs.unpark(now.mono) {
+            if self.lacking.contains(&run) {
+                self.unplanned.insert(run);
+            }
+        }
         let mut free = self.may_ask();
         // Somebody may claim to hold thousands of streams: their turn comes, but not with each message.
         let mut looked = 0;
@@ -256,7 +267,7 @@ impl Replica {
             self.repairs.looked_at = Some(origin);
             looked += 1;
             if let Some(at) = self.repairs.not_before(origin, now.mono) {
-                self.repairs.park(origin, Some(at));
+                self.repairs.backed_off.insert((at, origin));
                 continue;
             }
             let missing = self
@@ -294,7 +305,7 @@ impl Replica {
             }
             // Whoever has it may only be busy; what nobody has is looked at again when somebody says so.
             if !free || (wanting && self.repairs.is_busy()) {
-                self.repairs.park(origin, None);
+                self.repairs.parked.insert(origin);
             }
         }
         if free && self.repairs.flights.is_empty() && !self.unplanned.is_empty() {
