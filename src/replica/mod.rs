@@ -439,7 +439,7 @@ impl Replica {
                 return;
             }
             Taken::Conflict => {
-                let contradicted = stream.contradict(batch.first(), batch.last());
+                let contradicted = stream.contradict(batch.first(), batch.last(), logged);
                 self.counters.conflicts += 1;
                 for (first, last) in contradicted {
                     self.settle(Span { run: origin, first, last }, Missing::Lost);

@@ -167,7 +167,7 @@ impl World {
     }
 }
 
-fn describe(audit: &Audit<'_>) -> String {
+pub(super) fn describe(audit: &Audit<'_>) -> String {
     let Audit { run: _, seen, have, taken, stored, admitted, settled, owed, floor } = audit;
     let sets = [("seen", seen), ("have", have), ("taken", taken), ("stored", stored), ("admitted", admitted)];
     let sets: Vec<String> = sets.iter().map(|(name, set)| format!("{name} {}", shown(set))).collect();
