@@ -197,7 +197,7 @@ impl Replica {
             }
         }
         if status == Status::Up {
-            self.reconsider();
+            self.reconsider(run);
             self.ask_for_all(now, run);
         } else {
             self.desert(now, run);
@@ -211,12 +211,13 @@ impl Replica {
             let jitter = self.draw();
             self.repairs.give_up(now.mono, Some(run), jitter);
         }
-        self.reconsider();
+        self.reconsider(run);
     }
 
-    /// Whom to ask, and how far an origin's own word reaches, depends on who is heard: looks at every stream again.
-    pub(super) fn reconsider(&mut self) {
-        self.lacking.extend(self.streams.keys().copied());
+    /// Whom to ask depends on who is heard, and so does how far the word of `run` reaches: looks again at all that lacks
+    /// something.
+    pub(super) fn reconsider(&mut self, run: Run) {
+        self.look_for_holes(run);
         self.unplanned.clone_from(&self.lacking);
     }
 

@@ -6,13 +6,18 @@
 //! moment has come. It is deterministic: no I/O, no clock, no randomness of its own; time and a seed are passed in. It
 //! cannot fail: what breaks the rules is counted in [`Counters`] and dropped.
 
+#[cfg(feature = "sim")]
+mod audit;
 pub mod batch;
 pub mod clock;
 pub mod event;
+mod hashes;
 pub mod keys;
 pub mod liveness;
 pub mod log;
 pub mod message;
+mod mutants;
+mod origins;
 pub mod ranges;
 pub(crate) mod repair;
 mod speak;
@@ -25,13 +30,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::id::{EntryId, Epoch, Key, NodeId, Run, RunHash, Seq};
+use crate::id::{EntryId, Key, NodeId, Run, RunHash, Seq};
+#[cfg(feature = "sim")]
+pub(crate) use audit::Audit;
 use batch::{Author, Batch, Draft};
 use clock::{Clock, Hlc, Mono, Now};
 use event::{Input, Kept, Missing, Notice, Opened, Output, Span, Timing, To};
-use liveness::{Holds, Peer, Status};
+use hashes::Hashes;
+use liveness::{Holds, Peer};
 use log::Log;
 use message::Message;
+pub use mutants::Mutant;
 use repair::Repairs;
 pub use stream::RANGES_MAX;
 use stream::{Step, Stream, Taken};
@@ -80,7 +89,7 @@ pub struct Replica {
     waiting: BTreeSet<Run>,
     /// Streams whose ranges changed since they were last listed in a heartbeat.
     moved: VecDeque<Run>,
-    settled: u64,
+    hashes: Hashes,
     beat_at: Mono,
     /// When the next beat is due even if there is no news.
     regular_at: Mono,
@@ -123,20 +132,6 @@ pub struct Counters {
     pub digests: u64,
     /// Entries that retention let go.
     pub expired: u64,
-}
-
-/// One stream as the simulator sees it.
-#[cfg(feature = "sim")]
-pub(crate) struct Audit<'a> {
-    pub run: Run,
-    pub seen: &'a ranges::RangeSet,
-    pub have: &'a ranges::RangeSet,
-    pub taken: &'a ranges::RangeSet,
-    pub stored: &'a ranges::RangeSet,
-    pub admitted: &'a ranges::RangeSet,
-    pub settled: &'a ranges::RangeSet,
-    pub owed: Seq,
-    pub floor: Seq,
 }
 
 /// What became of drafts.
@@ -191,7 +186,7 @@ impl Replica {
             unplanned: BTreeSet::new(),
             waiting: BTreeSet::new(),
             moved: VecDeque::new(),
-            settled: 0,
+            hashes: Hashes::default(),
             beat_at: now.mono + speak::BEAT_EVERY,
             regular_at: now.mono + speak::BEAT_EVERY,
             listed: me,
@@ -400,50 +395,6 @@ impl Replica {
         self.window().filter(|batch| !stored(batch)).cloned().collect()
     }
 
-    /// What is known of each stream, for the simulator.
-    #[cfg(feature = "sim")]
-    pub(crate) fn audit(&self) -> impl Iterator<Item = Audit<'_>> {
-        self.streams.iter().map(|(run, stream)| {
-            let Stream { seen, have, taken, stored, admitted, settled, owed, floor, .. } = stream;
-            Audit { run: *run, seen, have, taken, stored, admitted, settled, owed: *owed, floor: *floor }
-        })
-    }
-
-    /// Whether a batch is here already or has been let go, for the simulator.
-    #[cfg(feature = "sim")]
-    pub(crate) fn has(&self, batch: &Batch) -> bool {
-        let stream = self.streams.get(&batch.origin());
-        stream.is_some_and(|stream| batch.last() <= stream.floor || stream.taken.covers(batch.first(), batch.last()))
-    }
-
-    /// Whether what `run` said at `hlc` is refused for its age, for the simulator.
-    #[cfg(feature = "sim")]
-    pub(crate) fn refuses(&self, now: Now, run: Run, hlc: Hlc) -> bool {
-        self.is_old(now, run, hlc)
-    }
-
-    /// Whether requests are out, for the simulator.
-    #[cfg(feature = "sim")]
-    pub(crate) fn is_repairing(&self) -> bool {
-        !self.repairs.flights.is_empty()
-    }
-
-    /// How much state there is, for the simulator: streams, peers, requests out, bytes in the window.
-    #[cfg(feature = "sim")]
-    pub(crate) fn size(&self) -> (usize, usize, usize, usize) {
-        (self.streams.len(), self.peers.len(), self.repairs.flights.len(), self.window.bytes())
-    }
-
-    /// The most ranges that a stream is remembered with, for the simulator.
-    #[cfg(feature = "sim")]
-    pub(crate) fn ranges(&self) -> usize {
-        let most = |stream: &Stream| {
-            let Stream { seen, have, taken, stored, admitted, settled, .. } = stream;
-            [seen, have, taken, stored, admitted, settled].map(ranges::RangeSet::ranges_len).into_iter().max()
-        };
-        self.streams.values().filter_map(most).max().unwrap_or(0)
-    }
-
     fn compare(&self, id: EntryId, draft: &Draft) -> KnownKey {
         let batch = self.streams.get(&id.run).and_then(|stream| stream.batches(id.seq, id.seq).next());
         let entry = batch.and_then(|batch| batch.entries().flatten().find(|entry| entry.id == id));
@@ -451,85 +402,6 @@ impl Replica {
             Some(entry) if entry.room != draft.room || entry.payload != draft.payload => KnownKey::Other(id),
             _ => KnownKey::Same(id),
         }
-    }
-
-    /// The stream of `origin`, made if there is room for it.
-    fn stream(&mut self, now: Now, origin: Run) -> Option<&mut Stream> {
-        if !self.streams.contains_key(&origin) {
-            if !self.is_welcome(now, origin) || (self.streams.len() >= STREAMS_MAX && !self.forget_oldest(now)) {
-                self.counters.refused += 1;
-                return None;
-            }
-            let hash = origin.hash();
-            self.runs.insert(hash, origin);
-            self.streams.insert(origin, Stream::new(now.mono, hash));
-        }
-        self.streams.get_mut(&origin)
-    }
-
-    /// Whether a node may have one more run: it may have [`RUNS_PER_DAY_MAX`] new ones a day.
-    fn is_welcome(&mut self, now: Now, origin: Run) -> bool {
-        let day = Duration::from_millis(DAY_MS);
-        if self.newcomers.len() >= STREAMS_MAX {
-            self.newcomers.retain(|_, (_, since)| now.mono - *since < day);
-        }
-        if self.newcomers.len() >= STREAMS_MAX {
-            self.newcomers.clear();
-        }
-        let (count, since) = self.newcomers.entry(origin.node).or_insert((0, now.mono));
-        if now.mono - *since >= day {
-            (*count, *since) = (0, now.mono);
-        }
-        *count += 1;
-        *count <= RUNS_PER_DAY_MAX
-    }
-
-    /// Makes room: forgets the stream that ended longest ago and has nothing left; if there is none, lets the one go that
-    /// ended longest ago.
-    fn forget_oldest(&mut self, now: Now) -> bool {
-        let over = |(run, _): &(&Run, &Stream)| **run != self.me && self.is_over(now, **run);
-        let oldest = self.streams.iter().filter(over).min_by_key(|(_, stream)| (!stream.is_bare(), stream.newest));
-        let Some((run, bare)) = oldest.map(|(run, stream)| (*run, stream.is_bare())) else { return false };
-        if bare {
-            self.forget(run);
-        } else {
-            self.expire_all(run);
-        }
-        bare
-    }
-
-    /// Drops the record of a stream of which nothing is left; what it was does not come back.
-    fn forget(&mut self, run: Run) {
-        let Some(stream) = self.streams.remove(&run) else { return };
-        self.runs.remove(&stream.hash);
-        self.horizon = self.horizon.max(stream.newest.plus(DAY_MS << 16));
-        for set in [&mut self.lacking, &mut self.unplanned, &mut self.waiting] {
-            set.remove(&run);
-        }
-        self.moved.retain(|moved| *moved != run);
-        for peer in self.peers.values_mut() {
-            peer.holds.remove(&run);
-        }
-        self.forget_on_disk(run);
-    }
-
-    /// Whether what an unknown run said at `hlc` is from before what this node has let go.
-    fn is_old(&self, now: Now, run: Run, hlc: Hlc) -> bool {
-        let past = hlc.plus(DAY_MS << 16) <= self.horizon && hlc.wall_ms() >= clock::BUILD_MS;
-        past && !self.streams.contains_key(&run) && self.is_over(now, run)
-    }
-
-    /// Whether nothing more can come from this run itself.
-    fn is_over(&self, now: Now, run: Run) -> bool {
-        if self.peers.get(&run).is_some_and(|peer| peer.live) {
-            return false;
-        }
-        let Some(stream) = self.streams.get(&run) else { return true };
-        let silent = now.mono - stream.alive_at;
-        let of_node = |epoch| Run { node: run.node, epoch: Epoch(epoch) };
-        let again =
-            || run.node == self.me.node || self.peers.range(of_node(0)..=of_node(u64::MAX)).any(|(_, peer)| peer.live);
-        stream.goodbye || stream.over || silent >= liveness::OVER_AFTER || (silent >= liveness::DOWN_AFTER && again())
     }
 
     fn meet(&mut self, origin: Run, top: Seq, newest: Option<Hlc>) {
@@ -573,7 +445,7 @@ impl Replica {
                 return;
             }
             Taken::Conflict => {
-                let contradicted = stream.contradict(batch.first(), batch.last());
+                let contradicted = stream.contradict(batch.first(), batch.last(), logged);
                 self.counters.conflicts += 1;
                 for (first, last) in contradicted {
                     self.settle(Span { run: origin, first, last }, Missing::Lost);
@@ -618,21 +490,6 @@ impl Replica {
         }
     }
 
-    /// Lets go of a stream with more holes than can be remembered, up to `top`; the holes were reported before.
-    fn let_go(&mut self, now: Now, run: Run, top: Seq) {
-        if self.log.is_there() {
-            return self.expire_all(run);
-        }
-        let Some(stream) = self.streams.get_mut(&run) else { return };
-        let gone: Vec<Seq> = stream.batches(Seq(1), top).map(Batch::first).collect();
-        for first in gone {
-            self.evict(now, run, first);
-        }
-        if let Some(stream) = self.streams.get_mut(&run) {
-            stream.expire(now.mono, top);
-        }
-    }
-
     fn evict(&mut self, now: Now, run: Run, first: Seq) {
         let start = self.start;
         let Some(stream) = self.streams.get_mut(&run) else { return };
@@ -640,6 +497,7 @@ impl Replica {
             self.window.remove(&batch.clone());
         }
         let steps = stream.evict(now.mono, first, start, self.log.is_there());
+        self.hashes.touch(run);
         self.step(run, steps);
         if !self.log.is_there() {
             self.mark(now, run);
@@ -657,32 +515,6 @@ impl Replica {
                 }
             }
         }
-    }
-
-    /// Keeps the sets of streams that lack something up to date after one of them changed.
-    fn look_for_holes(&mut self, origin: Run) {
-        let Some(stream) = self.streams.get(&origin) else { return };
-        if stream.waiting_since.is_some() {
-            self.waiting.insert(origin);
-        } else {
-            self.waiting.remove(&origin);
-        }
-        if !stream.missing(self.limit(origin), self.log.is_there()).is_empty() {
-            self.lacking.insert(origin);
-            self.unplanned.insert(origin);
-        } else {
-            self.lacking.remove(&origin);
-        }
-    }
-
-    /// Up to which seq of `origin` something may be missing. Where the origin itself is heard, its word counts: what
-    /// others have of it is most often on its way to us, too.
-    fn limit(&self, origin: Run) -> Seq {
-        let Some(stream) = self.streams.get(&origin) else { return Seq(0) };
-        let own = stream.sent.max(stream.seen.top());
-        let live =
-            self.peers.get(&origin).is_some_and(|peer| peer.live && matches!(peer.status, Status::Up | Status::OneWay));
-        if live { own } else { own.max(stream.top) }
     }
 
     /// Everything that is due by now, and the next deadline.
@@ -753,22 +585,6 @@ impl Replica {
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.random)
     }
-
-    #[cfg(feature = "mutants")]
-    fn bug(&self, mutant: Mutant) -> bool {
-        self.mutant == Some(mutant)
-    }
-
-    #[cfg(not(feature = "mutants"))]
-    fn bug(&self, _: Mutant) -> bool {
-        false
-    }
-
-    /// Plants a bug, to prove that the simulator finds it.
-    #[cfg(feature = "mutants")]
-    pub fn plant(&mut self, mutant: Mutant) {
-        self.mutant = Some(mutant);
-    }
 }
 
 /// Where a batch comes from.
@@ -780,59 +596,6 @@ enum Source {
     Author,
     /// It was asked for, or was found in a history that was moved aside.
     Repair,
-}
-
-/// Bugs that can be planted (feature `mutants`); the simulator has to find each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Mutant {
-    /// A gap is given up without a word.
-    HoleSkippedSilently,
-    /// What was seen before is delivered again.
-    OldFrameAccepted,
-    /// A request to a peer that died stays out for ever.
-    DeadSourceForgotten,
-    /// Nothing ever leaves the window.
-    StashUnbounded,
-    /// Digests are asked for at every beat.
-    DigestOnEveryBeat,
-    /// A goodbye is not believed.
-    GoodbyeIgnored,
-    /// Peers that do not hear us are asked, too.
-    OneWayPeerAsked,
-    /// A repair sends batches with new borders.
-    BatchRecutOnRepair,
-    /// What is below a peer's floor is taken for held by it.
-    FloorTreatedAsHeld,
-    /// An entry counts as stored as soon as the log was told to keep it.
-    AckBeforeSync,
-    /// What was sent is advertised as if it were on disk.
-    SentAdvertised,
-    /// What retention let go is taken again.
-    ExpiredReadmitted,
-    /// Local numbers are given beyond a hole.
-    HoleAdmitted,
-    /// A node that comes back takes the epoch it had; planted in what starts the replica.
-    EpochReused,
-}
-
-impl Mutant {
-    /// All of them.
-    pub const ALL: [Mutant; 14] = [
-        Mutant::HoleSkippedSilently,
-        Mutant::OldFrameAccepted,
-        Mutant::DeadSourceForgotten,
-        Mutant::StashUnbounded,
-        Mutant::DigestOnEveryBeat,
-        Mutant::GoodbyeIgnored,
-        Mutant::OneWayPeerAsked,
-        Mutant::BatchRecutOnRepair,
-        Mutant::FloorTreatedAsHeld,
-        Mutant::AckBeforeSync,
-        Mutant::SentAdvertised,
-        Mutant::ExpiredReadmitted,
-        Mutant::HoleAdmitted,
-        Mutant::EpochReused,
-    ];
 }
 
 fn says_the_same(one: &Draft, other: &Draft) -> bool {

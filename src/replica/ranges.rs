@@ -61,6 +61,12 @@ impl RangeSet {
         self.ranges.get(at).is_some_and(|range| range.0 <= first.0 && last.0 <= range.1)
     }
 
+    /// The range that holds `seq`.
+    pub fn range_of(&self, seq: Seq) -> Option<(Seq, Seq)> {
+        let at = self.ranges.partition_point(|range| range.1 < seq.0);
+        self.ranges.get(at).filter(|range| range.0 <= seq.0).map(|&(first, last)| (Seq(first), Seq(last)))
+    }
+
     /// Whether any of `first..=last` is held.
     pub fn touches(&self, first: Seq, last: Seq) -> bool {
         let at = self.ranges.partition_point(|range| range.1 < first.0);
@@ -180,6 +186,9 @@ mod tests {
                     prop_assert_eq!(&missing, &(first..=last).filter(|seq| !plain.contains(seq)).collect::<Vec<_>>());
                     prop_assert_eq!(ranges.covers(Seq(first), Seq(last)), missing.is_empty());
                     prop_assert_eq!(ranges.touches(Seq(first), Seq(last)), plain.range(first..=last).next().is_some());
+                    let around = ranges.range_of(Seq(first));
+                    prop_assert_eq!(around.is_some(), plain.contains(&first));
+                    prop_assert!(around.is_none_or(|(a, b)| a.0 <= first && first <= b.0 && !plain.contains(&(b.0 + 1))));
                 }
             }
         }

@@ -4,7 +4,7 @@
 //! request that brings nothing within its time-out is given up, and its range is asked of another peer after a back-off
 //! with jitter.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::time::Duration;
 
@@ -35,6 +35,8 @@ const REPAIR_BYTES_MAX: usize = 47 * 1024;
 const PLANNED_MAX: usize = 64;
 /// And so soon the next ones are.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// Of those that wait for a request to end, so many are looked at for each that ends.
+const UNPARKED_MAX: usize = 8;
 const BACKOFF_MS_MIN: u64 = 100;
 const BACKOFF_MS_MAX: u64 = 2_000;
 
@@ -54,6 +56,14 @@ pub(crate) struct Repairs {
     pub flights: Vec<Flight>,
     /// Origins whose repair failed: how often, when to try again, and who failed last.
     backoff: BTreeMap<Run, (u32, Mono, Run)>,
+    /// Origins that wait until a request has ended.
+    parked: BTreeSet<Run>,
+    /// Origins that wait for the end of their back-off.
+    backed_off: BTreeSet<(Mono, Run)>,
+    /// Requests that have ended since requests were last planned.
+    ended: usize,
+    /// The stream that was parked and went on last.
+    unparked: Option<Run>,
     /// The stream that was looked at last.
     looked_at: Option<Run>,
     /// When to look at the next ones, if nothing happens before.
@@ -109,16 +119,18 @@ impl Repairs {
         let progress = *flight;
         if done {
             self.flights.swap_remove(at);
+            self.ended += 1;
         }
         Some(progress)
     }
 
     /// Gives up requests whose time is over, and those to `gone`.
     pub fn give_up(&mut self, now: Mono, gone: Option<Run>, jitter: u64) {
-        let backoff = &mut self.backoff;
+        let (backoff, ended) = (&mut self.backoff, &mut self.ended);
         self.flights.retain(|flight| {
             let keep = flight.deadline > now && Some(flight.source) != gone;
             if !keep {
+                *ended += 1;
                 let entry = backoff.entry(flight.origin).or_insert((0, now, flight.source));
                 let wait = (BACKOFF_MS_MIN << entry.0.min(8)).min(BACKOFF_MS_MAX);
                 // A source that has gone says nothing of the others: ask them at once.
@@ -130,6 +142,25 @@ impl Repairs {
         if backoff.len() > 4096 {
             backoff.clear();
         }
+    }
+
+    /// Those that need not wait any more: whose back-off is over, and some for each request that has ended.
+    fn unpark(&mut self, now: Mono) -> Vec<Run> {
+        let mut unparked = Vec::new();
+        while let Some((_, run)) = self.backed_off.first().filter(|(at, _)| *at <= now).copied() {
+            self.backed_off.pop_first();
+            unparked.push(run);
+        }
+        for _ in 0..std::mem::take(&mut self.ended).saturating_mul(UNPARKED_MAX).min(self.parked.len()) {
+            let after = self.unparked.map_or(Bound::Unbounded, Bound::Excluded);
+            let next = self.parked.range((after, Bound::Unbounded)).next().or(self.parked.first()).copied();
+            self.unparked = next;
+            if let Some(run) = next {
+                self.parked.remove(&run);
+                unparked.push(run);
+            }
+        }
+        unparked
     }
 
     /// The next deadline or retry after `now`.
@@ -223,7 +254,11 @@ impl Replica {
 
     /// Asks for what is missing, as far as somebody has it and requests are left.
     pub(super) fn plan(&mut self, now: Now) {
-        let mut later = Vec::new();
+        for run in self.repairs.unpark(now.mono) {
+            if self.lacking.contains(&run) {
+                self.unplanned.insert(run);
+            }
+        }
         let mut free = self.may_ask();
         // Somebody may claim to hold thousands of streams: their turn comes, but not with each message.
         let mut looked = 0;
@@ -231,8 +266,8 @@ impl Replica {
             self.unplanned.remove(&origin);
             self.repairs.looked_at = Some(origin);
             looked += 1;
-            if self.repairs.not_before(origin, now.mono).is_some() {
-                later.push(origin);
+            if let Some(at) = self.repairs.not_before(origin, now.mono) {
+                self.repairs.backed_off.insert((at, origin));
                 continue;
             }
             let missing = self
@@ -270,13 +305,12 @@ impl Replica {
             }
             // Whoever has it may only be busy; what nobody has is looked at again when somebody says so.
             if !free || (wanting && self.repairs.is_busy()) {
-                later.push(origin);
+                self.repairs.parked.insert(origin);
             }
         }
         if free && self.repairs.flights.is_empty() && !self.unplanned.is_empty() {
             self.repairs.look_at = Some(now.mono + LOOK_AGAIN);
         }
-        self.unplanned.extend(later);
     }
 
     /// The stream whose turn it is.
@@ -394,6 +428,7 @@ impl Replica {
         let start = self.start;
         let Some(stream) = self.streams.get_mut(&origin) else { return };
         let steps = stream.settle(first, last, start);
+        self.hashes.touch(origin);
         let missing = last.0.saturating_add(1).saturating_sub(first.max(stream.owed).0);
         self.settle_on_disk(span);
         if missing > 0 {

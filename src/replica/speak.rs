@@ -5,13 +5,13 @@ use std::ops::Bound;
 use std::time::Duration;
 
 use super::batch::{Batch, NAME_BYTES_MAX};
-use super::clock::{Hlc, Mono, Now};
+use super::clock::{Hlc, Now};
 use super::event::{Kept, Notice, To};
+use super::hashes::{bucket, highest, token};
 use super::liveness::{Holds, Peer, Status};
 use super::message::{BUCKETS, Digest, Heartbeat, Hello, Holding, Mark, Message};
-use super::ranges::RangeSet;
 use super::stream::Stream;
-use super::{Mutant, Replica, Source, mix};
+use super::{Mutant, Replica, Source};
 use crate::id::{EntryId, Run, RunHash, Seq};
 
 /// A heartbeat goes out this often.
@@ -30,8 +30,6 @@ const GREETINGS: [Duration; 5] = [
     Duration::from_millis(200),
     Duration::from_millis(600),
 ];
-/// A stream that did not change for this long is settled.
-const SETTLED_AFTER: Duration = Duration::from_secs(10);
 /// A digest is asked of one peer at most this often because hashes differ.
 const DIGEST_EVERY: Duration = Duration::from_secs(10);
 /// Somebody who never told what it holds is asked this often.
@@ -40,8 +38,6 @@ const DIGEST_AGAIN: Duration = Duration::from_secs(2);
 const DIGEST_ANSWER_EVERY: Duration = Duration::from_millis(500);
 /// Bytes of marks in one heartbeat, estimated high.
 const MARK_BYTES_MAX: usize = 900;
-/// Ranges of one stream in a mark or digest; the highest are kept.
-const RANGES_MAX: usize = 24;
 /// Streams that did not change, in one heartbeat.
 const MARKS_IN_TURN: usize = 4;
 /// Streams in one digest message.
@@ -84,7 +80,7 @@ impl Replica {
                 self.greet(now, from);
                 self.greet_soon(now);
                 self.ask_for_all(now, from);
-                self.reconsider();
+                self.reconsider(from);
             }
         }
         match message {
@@ -138,7 +134,7 @@ impl Replica {
             self.send(To::One(from), Message::DigestRequest(unknown));
         }
         let often = self.bug(Mutant::DigestOnEveryBeat);
-        let mine = self.settled;
+        let mine = self.hashes.settled();
         let Some(peer) = self.peers.get_mut(&from) else { return };
         peer.differed = if settled == mine { 0 } else { peer.differed + 1 };
         let since = peer.asked_at.map(|at| now.mono - at);
@@ -162,29 +158,6 @@ impl Replica {
             peer.compared = Some(hashes.clone());
         }
         self.send(To::One(run), Message::Compare(hashes));
-    }
-
-    /// What is held, as a hash for each bucket of origins.
-    fn bucket_hashes(&self) -> [u64; BUCKETS] {
-        let mut hashes = [0; BUCKETS];
-        for stream in self.streams.values() {
-            let (held, volatile) = (highest(stream.held()), highest(self.volatile(stream)));
-            if stream.floor == Seq(0) && held.is_empty() {
-                continue;
-            }
-            let sets = held.iter().chain([(Seq(0), stream.floor)]).chain(volatile.iter());
-            let hash = sets.fold(stream.hash.0, |hash, (first, last)| mix(mix(hash ^ first.0) ^ last.0));
-            hashes[bucket(stream.hash)] ^= hash;
-        }
-        hashes
-    }
-
-    /// What of a stream is in memory only, by our own word.
-    fn volatile(&self, stream: &Stream) -> RangeSet {
-        if self.bug(Mutant::SentAdvertised) {
-            return RangeSet::new();
-        }
-        stream.have.without(&stream.stored)
     }
 
     /// Takes note of what a peer holds of one stream.
@@ -401,8 +374,10 @@ impl Replica {
                 self.regular_at = now.mono + BEAT_EVERY;
             }
             self.beat_at = now.mono + BEAT_EVERY;
-            self.settled = self.settled_hash(now.mono);
-            self.look_for_lost(now);
+            self.hash_settled(now.mono);
+            if regular {
+                self.look_for_lost(now);
+            }
             let beat = self.beat(now, regular);
             self.send(To::All, Message::Heartbeat(beat));
         }
@@ -410,6 +385,7 @@ impl Replica {
 
     /// What is held of `origin` changed: it is in one of the next heartbeats.
     pub(super) fn mark(&mut self, now: Now, origin: Run) {
+        self.hashes.touch(origin);
         self.list(origin, false);
         self.beat_at = self.beat_at.min(now.mono + BEAT_AFTER_NEWS);
         self.deadline = self.deadline.min(self.beat_at);
@@ -462,19 +438,7 @@ impl Replica {
                 stream.moved = false;
             }
         }
-        Heartbeat { sent: self.streams[&self.me].sent, marks, settled: self.settled, wall_ms: now.wall_ms }
-    }
-
-    fn settled_hash(&self, now: Mono) -> u64 {
-        let settled =
-            self.streams.values().filter(|stream| stream.top > Seq(0) && now - stream.changed_at >= SETTLED_AFTER);
-        settled.fold(0, |sum, stream| {
-            // What is gone for good counts as had: two that differ in nothing to be had have one hash.
-            let mut ranges = stream.taken.clone();
-            ranges.insert(Seq(1), stream.floor);
-            ranges.union(&stream.settled);
-            sum ^ ranges.iter().fold(stream.hash.0, |hash, (first, last)| mix(mix(hash ^ first.0) ^ last.0))
-        })
+        Heartbeat { sent: self.streams[&self.me].sent, marks, settled: self.hashes.settled(), wall_ms: now.wall_ms }
     }
 
     fn greet(&mut self, now: Now, run: Run) {
@@ -500,22 +464,4 @@ impl Replica {
         let (name, endpoints) = (self.name.clone(), self.endpoints.clone());
         Hello { name, endpoints, hears, knows: knows.collect(), wall_ms: now.wall_ms }
     }
-}
-
-/// The hash of hashes, by which an answer to them is known.
-fn token(hashes: &[u64; BUCKETS]) -> u64 {
-    hashes.iter().fold(1, |token, hash| mix(token ^ hash))
-}
-
-/// The bucket of an origin.
-fn bucket(run: RunHash) -> usize {
-    (run.0 % BUCKETS as u64) as usize
-}
-
-/// The highest ranges of a set, as many as a message takes.
-fn highest(set: RangeSet) -> RangeSet {
-    if set.ranges_len() <= RANGES_MAX {
-        return set;
-    }
-    set.iter().rev().take(RANGES_MAX).collect()
 }

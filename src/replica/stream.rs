@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::batch::Batch;
 use super::clock::{Hlc, Mono};
 use super::event::{Kept, OnDisk, Timing};
+use super::hashes::Part;
 use super::ranges::RangeSet;
 use crate::id::{RunHash, Seq};
 
@@ -60,6 +61,8 @@ pub(crate) struct Stream {
     pub alive_at: Mono,
     /// When what is held last changed.
     pub changed_at: Mono,
+    /// Its part in the hashes over all streams.
+    pub part: Part,
     /// It waits to be listed in a heartbeat.
     pub moved: bool,
     /// What nobody is known to have, and since when.
@@ -120,6 +123,7 @@ impl Stream {
             over: false,
             alive_at: now,
             changed_at: now,
+            part: Part::default(),
             moved: false,
             lost: (now, RangeSet::new()),
         }
@@ -189,11 +193,11 @@ impl Stream {
     }
 
     /// A batch of `first..=last` contradicts what is held; answers what of it cannot be had any more.
-    pub fn contradict(&mut self, first: Seq, last: Seq) -> Vec<(Seq, Seq)> {
+    pub fn contradict(&mut self, first: Seq, last: Seq, logged: bool) -> Vec<(Seq, Seq)> {
         if self.contradicted.ranges_len() >= RANGES_MAX {
             return Vec::new();
         }
-        let missing = self.seen.missing(first.max(self.floor.next()), last);
+        let missing = self.seen.missing(first.max(self.wanted_from(logged)), last);
         let missing: Vec<_> = missing.into_iter().flat_map(|(a, b)| self.settled.missing(a, b)).collect();
         for (first, last) in &missing {
             self.contradicted.insert(*first, *last);
@@ -313,8 +317,7 @@ impl Stream {
                 }
                 self.next = batch.last().next();
                 steps.push(Step::Deliver(batch, timing));
-            } else if let Some((_, last)) =
-                self.settled.iter().find(|(first, last)| (*first..=*last).contains(&self.next))
+            } else if let Some((_, last)) = self.settled.range_of(self.next)
                 // Somebody may have made us believe that there is no end.
                 && self.next < Seq(u64::MAX)
             {
@@ -392,13 +395,21 @@ impl Stream {
 
     /// What is missing up to `limit` and not settled. History below the floor is not missed: it would not stay.
     pub fn missing(&self, limit: Seq, logged: bool) -> Vec<(Seq, Seq)> {
-        // Without a log the floor may have passed what live readers are owed.
-        let from = if logged { self.floor.next() } else { self.floor.next().min(self.owed.max(Seq(1))) };
-        let known = self.taken.missing(from, limit);
+        let known = self.taken.missing(self.wanted_from(logged), limit);
         if self.settled.is_empty() {
             return known;
         }
         known.into_iter().flat_map(|(first, last)| self.settled.missing(first, last)).collect()
+    }
+
+    /// Nothing before this is missed. Without a log the floor may have passed what live readers are owed.
+    fn wanted_from(&self, logged: bool) -> Seq {
+        if logged { self.floor.next() } else { self.floor.next().min(self.owed.max(Seq(1))) }
+    }
+
+    /// Whether anything is missing up to `limit` and not settled.
+    pub fn lacks(&self, limit: Seq, logged: bool) -> bool {
+        !self.taken.covers(self.wanted_from(logged), limit) && !self.missing(limit, logged).is_empty()
     }
 
     /// Whether nothing of it is held.

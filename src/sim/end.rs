@@ -109,7 +109,14 @@ impl World {
     }
 
     /// What holds at the end, besides [`World::converged`].
-    pub(super) fn at_the_end(&self) -> Held {
+    pub(super) fn at_the_end(&mut self) -> Held {
+        for host in 0..self.hosts.len() {
+            let now = self.now_of(host).mono;
+            let right = self.hosts[host].life.as_mut().is_none_or(|life| life.replica.hashes_are_right(now));
+            if !right {
+                return Err(format!("{host} says hashes that are not those of what it holds"));
+            }
+        }
         for (host, replica, given) in self.alive() {
             if !self.plan.retains() && self.plan.hostiles == 0 {
                 self.check_holders(host, replica)?;
@@ -160,7 +167,7 @@ impl World {
     }
 }
 
-fn describe(audit: &Audit<'_>) -> String {
+pub(super) fn describe(audit: &Audit<'_>) -> String {
     let Audit { run: _, seen, have, taken, stored, admitted, settled, owed, floor } = audit;
     let sets = [("seen", seen), ("have", have), ("taken", taken), ("stored", stored), ("admitted", admitted)];
     let sets: Vec<String> = sets.iter().map(|(name, set)| format!("{name} {}", shown(set))).collect();

@@ -117,8 +117,9 @@ impl Plan {
         let plan = self;
         match plan.class {
             Class::Calm => {
-                if round % 32 == 1 {
-                    (plan.nodes, plan.busy_ms) = (dice.range(20, 50) as usize, 5_000);
+                if round % 40 == 1 {
+                    (plan.nodes, plan.busy_ms) = (dice.range(20, 50) as usize, 3_000);
+                    (plan.bursts, plan.burst_max) = (10, plan.burst_max.min(5));
                 }
             }
             Class::Loss => {

@@ -581,7 +581,21 @@ impl World {
             Message::Request(_) | Message::Repair(_) | Message::Digest { .. } | Message::DigestRequest(_)
         );
         if asks && self.silent_from.is_some_and(|from| self.now > from) {
-            return Err(format!("{index} says {message:?} to {to:?} though all is quiet"));
+            let of = |index: usize| match (message, &self.hosts[index].life) {
+                (Message::Request(request), Some(life)) => life
+                    .replica
+                    .audit()
+                    .find(|audit| audit.run == request.origin)
+                    .map_or(String::new(), |audit| super::end::describe(&audit)),
+                _ => String::new(),
+            };
+            let asked = (0..self.hosts.len())
+                .find(|at| self.hosts[*at].life.as_ref().is_some_and(|life| to == To::One(life.replica.me())));
+            let has = asked.map(of).unwrap_or_default();
+            return Err(format!(
+                "{index} says {message:?} to {to:?} though all is quiet; it has {}, the other {has}",
+                of(index)
+            ));
         }
         Ok(())
     }

@@ -1,0 +1,61 @@
+//! What the simulator sees of a replica, beyond what programs see.
+
+use super::Replica;
+use super::batch::Batch;
+use super::clock::{Hlc, Now};
+use super::ranges::RangeSet;
+use super::stream::Stream;
+use crate::id::{Run, Seq};
+
+/// One stream as the simulator sees it.
+pub(crate) struct Audit<'a> {
+    pub run: Run,
+    pub seen: &'a RangeSet,
+    pub have: &'a RangeSet,
+    pub taken: &'a RangeSet,
+    pub stored: &'a RangeSet,
+    pub admitted: &'a RangeSet,
+    pub settled: &'a RangeSet,
+    pub owed: Seq,
+    pub floor: Seq,
+}
+
+impl Replica {
+    /// What is known of each stream, for the simulator.
+    pub(crate) fn audit(&self) -> impl Iterator<Item = Audit<'_>> {
+        self.streams.iter().map(|(run, stream)| {
+            let Stream { seen, have, taken, stored, admitted, settled, owed, floor, .. } = stream;
+            Audit { run: *run, seen, have, taken, stored, admitted, settled, owed: *owed, floor: *floor }
+        })
+    }
+
+    /// Whether a batch is here already or has been let go, for the simulator.
+    pub(crate) fn has(&self, batch: &Batch) -> bool {
+        let stream = self.streams.get(&batch.origin());
+        stream.is_some_and(|stream| batch.last() <= stream.floor || stream.taken.covers(batch.first(), batch.last()))
+    }
+
+    /// Whether what `run` said at `hlc` is refused for its age, for the simulator.
+    pub(crate) fn refuses(&self, now: Now, run: Run, hlc: Hlc) -> bool {
+        self.is_old(now, run, hlc)
+    }
+
+    /// Whether requests are out, for the simulator.
+    pub(crate) fn is_repairing(&self) -> bool {
+        !self.repairs.flights.is_empty()
+    }
+
+    /// How much state there is, for the simulator: streams, peers, requests out, bytes in the window.
+    pub(crate) fn size(&self) -> (usize, usize, usize, usize) {
+        (self.streams.len(), self.peers.len(), self.repairs.flights.len(), self.window.bytes())
+    }
+
+    /// The most ranges that a stream is remembered with, for the simulator.
+    pub(crate) fn ranges(&self) -> usize {
+        let most = |stream: &Stream| {
+            let Stream { seen, have, taken, stored, admitted, settled, .. } = stream;
+            [seen, have, taken, stored, admitted, settled].map(RangeSet::ranges_len).into_iter().max()
+        };
+        self.streams.values().filter_map(most).max().unwrap_or(0)
+    }
+}
