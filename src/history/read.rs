@@ -352,11 +352,12 @@ impl Reader {
             let (mut found, mut bytes) = (Vec::new(), 0);
             for extent in view.extents(load.span.run, load.span.first, load.span.last)? {
                 let extent = extent?;
-                bytes += u64::from(extent.bytes);
-                if !found.is_empty() && bytes > u64::from(load.bytes_max) {
+                if bytes >= load.bytes_max as usize {
                     return Ok((found, super::before(extent.stamp.first)));
                 }
-                found.push(view.kept(&extent.stamp)?);
+                let kept = view.kept(&extent.stamp)?;
+                bytes += kept.batch.bytes().len();
+                found.push(kept);
             }
             Ok((found, load.span.last))
         })

@@ -187,7 +187,7 @@ pub struct Load {
     pub to: Run,
     /// Which.
     pub span: Span,
-    /// At most so many bytes, but at least one batch.
+    /// It ends with the batch that reaches so many bytes: by that, whoever asked knows an answer that was cut.
     pub bytes_max: u32,
 }
 

@@ -124,7 +124,7 @@ pub struct Request {
     pub first: Seq,
     /// To this one, inclusive.
     pub last: Seq,
-    /// At most so many bytes, but at least one batch.
+    /// The answer ends with the batch that reaches so many bytes.
     pub bytes_max: u32,
 }
 

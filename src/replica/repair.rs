@@ -18,7 +18,7 @@ use super::{Mutant, Replica, Source};
 use crate::id::{Run, Seq};
 
 /// A request asks for at most so many bytes.
-pub const REQUEST_BYTES_MAX: u32 = 1024 * 1024;
+pub const REQUEST_BYTES_MAX: u32 = 256 * 1024;
 /// Requests out to one peer.
 pub const REQUESTS_PER_PEER_MAX: usize = 2;
 /// Requests out in all.
