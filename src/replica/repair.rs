@@ -391,8 +391,8 @@ impl Replica {
                 continue;
             }
             let floor = up().filter_map(|peer| Some(peer.holds.get(origin)?.floor)).max().unwrap_or_default();
-            // Nobody lets go of more than a running origin has said.
-            let floor = if own_word.is_some() { floor.min(stream.sent) } else { floor };
+            // Nobody lets go of more than there was: than a running origin has said, than anybody had of one that is over.
+            let floor = floor.min(if own_word.is_some() { stream.sent } else { stream.sent.max(stream.top) });
             // Only a hole is settled, and what was let go: a tail that nobody has just waits.
             let limit = stream.seen.top().max(floor);
             let mut nobody: RangeSet = stream.missing(limit, self.log.is_there()).into_iter().collect();
