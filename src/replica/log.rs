@@ -2,12 +2,12 @@
 //!
 //! Also which time to trust where the machine's own clock was never set.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::batch::Batch;
 use super::clock::{AHEAD_MS_MAX, BUILD_MS, Hlc, Mono, Now};
-use super::event::{Kept, Load, Opened, Order, Output, Report, Span};
+use super::event::{Kept, Load, Missing, Notice, Opened, Order, Output, Report, Span};
 use super::ranges::RangeSet;
 use super::{AHEAD_MS_REFUSED, DAY_MS, Mutant, Replica, Source};
 use crate::id::{EntryId, Run, Seq};
@@ -26,9 +26,9 @@ const YOUNG: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Log {
     state: State,
-    /// Bytes ordered and not reported, by batch.
-    appending: BTreeMap<(Run, Seq), usize>,
-    appending_bytes: usize,
+    appending: Appending,
+    /// Batches of the window that were too much for the disk when they came.
+    postponed: BTreeSet<(Run, Seq)>,
     loads: usize,
     retain_at: Mono,
     born: Mono,
@@ -39,6 +39,59 @@ pub(crate) struct Log {
     at_least: (u64, Mono),
     /// How far the median of the peers' clocks is ahead of our monotonic one: the other may be set at any time.
     offset_ms: Option<i64>,
+}
+
+/// Batches ordered to be kept and not reported. The history carries orders out one after the other: what it has not
+/// reported when it reports a later one, it has refused.
+#[derive(Debug, Default)]
+struct Appending {
+    batches: BTreeMap<(Run, Seq), Ordered>,
+    by_number: BTreeMap<u64, (Run, Seq)>,
+    ordered: u64,
+    bytes: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Ordered {
+    number: u64,
+    last: Seq,
+    bytes: usize,
+}
+
+impl Appending {
+    fn insert(&mut self, run: Run, first: Seq, last: Seq, bytes: usize) {
+        self.remove(run, first);
+        self.ordered += 1;
+        self.bytes += bytes;
+        self.by_number.insert(self.ordered, (run, first));
+        self.batches.insert((run, first), Ordered { number: self.ordered, last, bytes });
+    }
+
+    fn remove(&mut self, run: Run, first: Seq) -> Option<Ordered> {
+        let ordered = self.batches.remove(&(run, first))?;
+        self.by_number.remove(&ordered.number);
+        self.bytes -= ordered.bytes;
+        Some(ordered)
+    }
+
+    /// Those of `run` up to `floor` need not be kept any more.
+    fn expire(&mut self, run: Run, floor: Seq) {
+        let gone: Vec<Seq> = self.batches.range((run, Seq(0))..=(run, floor)).map(|((_, first), _)| *first).collect();
+        for first in gone {
+            self.remove(run, first);
+        }
+    }
+
+    /// Takes out what was ordered before `number`.
+    fn refused(&mut self, number: u64) -> Vec<Span> {
+        let mut refused = Vec::new();
+        while let Some((_, (run, first))) = self.by_number.first_key_value().filter(|(at, _)| **at < number) {
+            let (run, first) = (*run, *first);
+            let last = self.remove(run, first).map_or(first, |ordered| ordered.last);
+            refused.push(Span { run, first, last });
+        }
+        refused
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,8 +118,8 @@ impl Log {
     pub fn new(now: Mono) -> Log {
         Log {
             state: State::None,
-            appending: BTreeMap::new(),
-            appending_bytes: 0,
+            appending: Appending::default(),
+            postponed: BTreeSet::new(),
             loads: 0,
             retain_at: now + RETAIN_EVERY,
             born: now,
@@ -74,6 +127,14 @@ impl Log {
             at_least: (0, now),
             offset_ms: None,
         }
+    }
+
+    /// What was ordered before is undone, or was carried out without a word: the streams say which.
+    fn begin(&mut self, state: State) {
+        self.state = state;
+        self.appending = Appending::default();
+        self.postponed.clear();
+        self.loads = 0;
     }
 
     /// Whether this node keeps a log, be it out of order for now.
@@ -87,12 +148,12 @@ impl Log {
 
     /// Whether so much is on its way to the disk that nothing more should be asked for.
     pub fn is_behind(&self) -> bool {
-        self.appending_bytes > APPEND_BYTES_MAX / 2
+        self.appending.bytes > APPEND_BYTES_MAX / 2
     }
 
     /// The batches that are on their way to the disk.
     pub fn appending(&self) -> impl Iterator<Item = (Run, Seq)> + '_ {
-        self.appending.keys().copied()
+        self.appending.batches.keys().copied()
     }
 
     pub fn deadline(&self) -> Option<Mono> {
@@ -141,7 +202,7 @@ impl Replica {
 
     /// Bytes of batches that are on their way to the disk.
     pub fn appending_bytes(&self) -> usize {
-        self.log.appending_bytes
+        self.log.appending.bytes
     }
 
     /// Takes batches that another log exported; answers the last entry of each that is on its way to the disk now.
@@ -150,7 +211,7 @@ impl Replica {
         for kept in batches {
             let (run, first, last) = (kept.batch.origin(), kept.batch.first(), kept.batch.last());
             self.store(now, kept, Source::Repair);
-            if self.log.appending.contains_key(&(run, first)) {
+            if self.log.appending.batches.contains_key(&(run, first)) {
                 appending.push(EntryId { run, seq: last });
             }
         }
@@ -171,11 +232,7 @@ impl Replica {
         match report {
             Report::Opened(opened) => self.open_log(now, opened),
             Report::Stored(spans) => self.stored(now, spans),
-            Report::Closed => {
-                self.log.state = State::Closed;
-                self.log.appending.clear();
-                self.log.appending_bytes = 0;
-            }
+            Report::Closed => self.log.begin(State::Closed),
             Report::Loaded { load, batches, through } => {
                 self.log.loads = self.log.loads.saturating_sub(1);
                 // A disk that could not be read answers nothing; whoever asked will ask somebody else.
@@ -195,9 +252,7 @@ impl Replica {
     /// The log is there: takes over what it holds, and has it keep what only the window holds.
     pub(super) fn open_log(&mut self, now: Now, opened: Opened) {
         let Opened { streams, horizon } = opened;
-        self.log.state = State::Open;
-        self.log.appending.clear();
-        self.log.appending_bytes = 0;
+        self.log.begin(State::Open);
         self.horizon = self.horizon.max(horizon);
         let mut disk: BTreeMap<Run, _> = streams.into_iter().map(|stream| (stream.run, stream)).collect();
         for (run, stream) in &mut self.streams {
@@ -248,14 +303,14 @@ impl Replica {
         }
         let (run, first, last) = (kept.batch.origin(), kept.batch.first(), kept.batch.last());
         let bytes = kept.batch.bytes().len();
-        if run != self.me && self.log.appending_bytes + bytes > APPEND_BYTES_MAX {
+        if run != self.me && self.log.appending.bytes + bytes > APPEND_BYTES_MAX {
             if let Some(stream) = self.streams.get_mut(&run) {
                 stream.taken.remove(first, last);
             }
+            self.log.postponed.insert((run, first));
             return;
         }
-        self.log.appending.insert((run, first), bytes);
-        self.log.appending_bytes += bytes;
+        self.log.appending.insert(run, first, last, bytes);
         if self.bug(Mutant::AckBeforeSync)
             && let Some(stream) = self.streams.get_mut(&run)
         {
@@ -266,10 +321,9 @@ impl Replica {
 
     fn stored(&mut self, now: Now, spans: Vec<Span>) {
         let mut runs: Vec<Run> = Vec::new();
+        let mut number = 0;
         for Span { run, first, last } in spans {
-            if let Some(bytes) = self.log.appending.remove(&(run, first)) {
-                self.log.appending_bytes -= bytes;
-            }
+            number = number.max(self.log.appending.remove(run, first).map_or(0, |ordered| ordered.number));
             if let Some(stream) = self.streams.get_mut(&run) {
                 stream.store(now.mono, first, last);
                 if runs.last() != Some(&run) {
@@ -277,11 +331,47 @@ impl Replica {
                 }
             }
         }
+        for Span { run, first, last } in self.log.appending.refused(number) {
+            self.refused(run, first, last);
+        }
         for run in runs {
             self.admit(run);
             self.mark(now, run);
         }
+        self.append_postponed();
         self.deadline = self.deadline.min(self.beat_at);
+    }
+
+    /// The log refuses a batch, which is none of this stream by what is on disk: as if nobody had it.
+    fn refused(&mut self, run: Run, first: Seq, last: Seq) {
+        self.counters.conflicts += 1;
+        let Some(stream) = self.streams.get_mut(&run) else { return };
+        let from = first.max(stream.floor.next());
+        for (first, last) in stream.stored.missing(from, last) {
+            if let Some(stream) = self.streams.get_mut(&run) {
+                stream.contradicted.insert(first, last);
+            }
+            self.settle(Span { run, first, last }, Missing::Lost);
+        }
+        self.admit(run);
+        self.look_for_holes(run);
+    }
+
+    /// Has the log keep what was too much for it before and is still in the window; the rest is asked for again.
+    fn append_postponed(&mut self) {
+        while !self.log.is_behind()
+            && let Some((run, first)) = self.log.postponed.pop_first()
+        {
+            let Some(stream) = self.streams.get_mut(&run) else { continue };
+            let Some(kept) = stream.kept(first, first).next().filter(|kept| kept.batch.first() == first) else {
+                continue;
+            };
+            if !stream.taken.covers(first, kept.batch.last()) {
+                stream.taken.insert(first, kept.batch.last());
+                self.append(kept);
+                self.look_for_holes(run);
+            }
+        }
     }
 
     /// Gives local numbers to what can have them.
@@ -324,6 +414,7 @@ impl Replica {
     /// Retention has let something go.
     fn expired(&mut self, now: Now, run: Run, floor: Seq, newest: Hlc) {
         self.horizon = self.horizon.max(newest);
+        self.log.appending.expire(run, floor);
         let Some(stream) = self.streams.get_mut(&run) else { return };
         let gone: Vec<Batch> = stream.batches(Seq(1), floor).filter(|batch| batch.last() <= floor).cloned().collect();
         let before = stream.stored.count();
@@ -331,16 +422,24 @@ impl Replica {
             self.evict(now, run, batch.first());
         }
         let readmit = self.bug(Mutant::ExpiredReadmitted);
+        let start = self.start;
         let Some(stream) = self.streams.get_mut(&run) else { return };
         let floor_before = stream.floor;
-        stream.expire(now.mono, floor);
+        let missing = stream.owed_holes(floor);
+        let steps = stream.expire(now.mono, floor, start);
         if readmit {
             stream.floor = floor_before;
         }
         self.counters.expired += before - stream.stored.count();
+        if missing > 0 {
+            self.counters.missing = self.counters.missing.saturating_add(missing);
+            self.notify(Notice::Gap { origin: run, missing, reason: Missing::Expired });
+        }
+        self.step(run, steps);
         self.mark(now, run);
         self.look_for_holes(run);
         self.admit(run);
+        self.leave(run);
     }
 
     /// Lets go of a whole origin.
@@ -388,9 +487,8 @@ impl Replica {
         let mut offsets: Vec<i64> =
             self.peers.values().filter(|peer| peer.live).filter_map(|peer| peer.offset_ms).collect();
         offsets.sort_unstable();
-        // A word that comes after a goodbye may be the only one there is, and its peer does not count any more.
-        let median = offsets.get(offsets.len().saturating_sub(1) / 2).copied();
-        self.log.offset_ms = median;
+        // After its goodbye a peer's last words may still come: then there may be nobody to go by.
+        self.log.offset_ms = offsets.get(offsets.len().saturating_sub(1) / 2).copied();
         // One peer alone may be the one that is wrong, unless we know that we are.
         let young = now.mono - self.log.born < YOUNG && offsets.len() > 1;
         let late = |peers: &u64| *peers > now.wall_ms.saturating_add(AHEAD_MS_MAX);

@@ -41,6 +41,7 @@ use liveness::{Holds, Peer};
 use log::Log;
 use message::Message;
 pub use mutants::Mutant;
+use origins::Leavers;
 use repair::Repairs;
 pub use stream::RANGES_MAX;
 use stream::{Step, Stream, Taken};
@@ -77,6 +78,7 @@ pub struct Replica {
     unwelcome: BTreeSet<RunHash>,
     /// New runs of a node since a time.
     newcomers: BTreeMap<NodeId, (u32, Mono)>,
+    leavers: Leavers,
     window: Window,
     log: Log,
     peers: BTreeMap<Run, Peer>,
@@ -130,6 +132,8 @@ pub struct Counters {
     pub repaired_bytes: u64,
     /// Digests asked for because hashes differed.
     pub digests: u64,
+    /// Streams that had to make room for others while something of them was left.
+    pub let_go: u64,
     /// Entries that retention let go.
     pub expired: u64,
 }
@@ -178,6 +182,7 @@ impl Replica {
             horizon: Hlc::default(),
             unwelcome: BTreeSet::new(),
             newcomers: BTreeMap::new(),
+            leavers: Leavers::default(),
             window: Window::new(window_bytes_max),
             log: Log::new(now.mono),
             peers: BTreeMap::new(),

@@ -1,19 +1,43 @@
 //! The table of streams: who gets one, who has to leave it, whose run is over, and which lack something.
 
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::batch::Batch;
-use super::clock::{self, Hlc, Now};
+use super::clock::{self, Hlc, Mono, Now};
+use super::event::{Missing, Notice};
 use super::liveness::{self, Status};
 use super::stream::Stream;
 use super::{DAY_MS, RUNS_PER_DAY_MAX, Replica, STREAMS_MAX};
 use crate::id::{Epoch, Run, Seq};
 
+/// Ended streams begin to leave when there is room for so many more only.
+const ROOM: usize = 256;
+/// So many are picked at once.
+const LEAVERS: usize = 1024;
+/// And not sooner after a look that found too few.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Streams that have to make room for others.
+#[derive(Debug, Default)]
+pub(crate) struct Leavers {
+    /// Whose turn is next.
+    queue: VecDeque<Run>,
+    /// Those that leave as soon as nothing of them is left.
+    leaving: BTreeSet<Run>,
+    /// When they were looked for last, if there were few.
+    looked_at: Option<Mono>,
+}
+
 impl Replica {
     /// The stream of `origin`, made if there is room for it.
     pub(super) fn stream(&mut self, now: Now, origin: Run) -> Option<&mut Stream> {
         if !self.streams.contains_key(&origin) {
-            if !self.is_welcome(now, origin) || (self.streams.len() >= STREAMS_MAX && !self.forget_oldest(now)) {
+            let welcome = self.is_welcome(now, origin);
+            if welcome && self.streams.len() + ROOM >= STREAMS_MAX {
+                self.make_room(now);
+            }
+            if !welcome || self.streams.len() >= STREAMS_MAX {
                 self.counters.refused += 1;
                 return None;
             }
@@ -41,18 +65,45 @@ impl Replica {
         *count <= RUNS_PER_DAY_MAX
     }
 
-    /// Makes room: forgets the stream that ended longest ago and has nothing left; if there is none, lets the one go that
-    /// ended longest ago.
-    pub(super) fn forget_oldest(&mut self, now: Now) -> bool {
-        let over = |(run, _): &(&Run, &Stream)| **run != self.me && self.is_over(now, **run);
-        let oldest = self.streams.iter().filter(over).min_by_key(|(_, stream)| (!stream.is_bare(), stream.newest));
-        let Some((run, bare)) = oldest.map(|(run, stream)| (*run, stream.is_bare())) else { return false };
-        if bare {
-            self.forget(run);
-        } else {
-            self.expire_all(run);
+    /// Makes room for one more: forgets the stream that ended longest ago and has nothing left; if there is none, lets go of
+    /// the one that ended longest ago.
+    fn make_room(&mut self, now: Now) {
+        if self.leavers.queue.is_empty() && self.leavers.looked_at.is_none_or(|at| now.mono - at >= LOOK_EVERY) {
+            // Looking at all of them is dear, so many are picked at once.
+            let over = |(run, _): &(&Run, &Stream)| **run != self.me && self.is_over(now, **run);
+            let key = |(run, stream): (&Run, &Stream)| (!stream.is_bare(), stream.newest, *run);
+            let mut ended: Vec<_> = self.streams.iter().filter(over).map(key).collect();
+            if ended.len() > LEAVERS {
+                ended.select_nth_unstable(LEAVERS);
+                ended.truncate(LEAVERS);
+            }
+            ended.sort_unstable();
+            self.leavers.queue = ended.into_iter().map(|(.., run)| run).collect();
+            // With many to let go, the next look may come as soon as they have left.
+            self.leavers.looked_at = (self.leavers.queue.len() < LEAVERS).then_some(now.mono);
         }
-        bare
+        while let Some(run) = self.leavers.queue.pop_front() {
+            if !self.streams.contains_key(&run) || !self.is_over(now, run) {
+                continue;
+            }
+            let Some(stream) = self.streams.get(&run) else { continue };
+            self.leavers.leaving.insert(run);
+            if stream.is_bare() {
+                self.leave(run);
+            } else {
+                let top = stream.held().top();
+                self.counters.let_go += 1;
+                self.let_go(now, run, top);
+            }
+            return;
+        }
+    }
+
+    /// Forgets a stream that has to go once nothing of it is left.
+    pub(super) fn leave(&mut self, run: Run) {
+        if self.leavers.leaving.contains(&run) && self.streams.get(&run).is_none_or(Stream::is_bare) {
+            self.forget(run);
+        }
     }
 
     /// Drops the record of a stream of which nothing is left; what it was does not come back.
@@ -64,7 +115,11 @@ impl Replica {
         for set in [&mut self.lacking, &mut self.unplanned, &mut self.waiting] {
             set.remove(&run);
         }
-        self.moved.retain(|moved| *moved != run);
+        self.leavers.leaving.remove(&run);
+        // Those that were forgotten leave the queue in their turn.
+        if self.moved.len() > 2 * self.streams.len() + 1024 {
+            self.moved.retain(|moved| self.streams.contains_key(moved));
+        }
         for peer in self.peers.values_mut() {
             peer.holds.remove(&run);
         }
@@ -117,19 +172,27 @@ impl Replica {
         if live { own } else { own.max(stream.top) }
     }
 
-    /// Lets go of a stream with more holes than can be remembered, up to `top`; the holes were reported before.
+    /// Lets go of a stream up to `top`: of one with more holes than can be remembered, or of one that has to make room.
     pub(super) fn let_go(&mut self, now: Now, run: Run, top: Seq) {
         if self.log.is_there() {
             return self.expire_all(run);
         }
+        let start = self.start;
         let Some(stream) = self.streams.get_mut(&run) else { return };
         let gone: Vec<Seq> = stream.batches(Seq(1), top).map(Batch::first).collect();
         for first in gone {
             self.evict(now, run, first);
         }
         if let Some(stream) = self.streams.get_mut(&run) {
-            stream.expire(now.mono, top);
+            let missing = stream.owed_holes(top);
+            let steps = stream.expire(now.mono, top, start);
             self.hashes.touch(run);
+            if missing > 0 {
+                self.counters.missing = self.counters.missing.saturating_add(missing);
+                self.notify(Notice::Gap { origin: run, missing, reason: Missing::Expired });
+            }
+            self.step(run, steps);
         }
+        self.leave(run);
     }
 }

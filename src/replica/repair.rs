@@ -25,6 +25,9 @@ pub const REQUESTS_PER_PEER_MAX: usize = 2;
 pub const REQUESTS_MAX: usize = 16;
 /// A request that brought nothing for so long is given up.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
+/// After a request that brought so many bytes its place rests for as long as the answer took, within bounds.
+const REST_BYTES_MIN: u64 = 128 * 1024;
+const REST_MAX: Duration = Duration::from_millis(100);
 /// What nobody has for this long is missing for good.
 const LOST_AFTER: Duration = Duration::from_secs(10);
 /// Seqs in one request, so that a long repair is spread over peers.
@@ -48,7 +51,10 @@ pub(crate) struct Flight {
     pub first: Seq,
     pub last: Seq,
     pub bytes: u64,
+    pub asked_at: Mono,
     pub deadline: Mono,
+    /// It is answered; until its deadline its place stays taken, so that a long repair leaves time for live traffic.
+    pub rests: bool,
 }
 
 #[derive(Debug, Default)]
@@ -74,7 +80,7 @@ impl Repairs {
     /// What of `first..=last` of `origin` is not asked for yet: the first such stretch.
     pub fn unasked(&self, origin: Run, first: Seq, last: Seq) -> Option<(Seq, Seq)> {
         let mut out = RangeSet::new();
-        for flight in self.flights.iter().filter(|flight| flight.origin == origin) {
+        for flight in self.flights.iter().filter(|flight| flight.origin == origin && !flight.rests) {
             out.insert(flight.first, flight.last);
         }
         out.missing(first, last).first().copied()
@@ -110,14 +116,18 @@ impl Repairs {
         through: Seq,
         bytes: u64,
     ) -> Option<Flight> {
-        let at = self.flights.iter().position(|f| (f.source, f.origin, f.first) == (source, origin, first))?;
+        let asked = (source, origin, first);
+        let at = self.flights.iter().position(|f| (f.source, f.origin, f.first) == asked && !f.rests)?;
         let flight = &mut self.flights[at];
         flight.bytes += bytes;
         flight.deadline = now + REQUEST_TIMEOUT;
         self.backoff.remove(&origin);
         let done = through >= flight.last || flight.bytes >= u64::from(REQUEST_BYTES_MAX);
         let progress = *flight;
-        if done {
+        let took = (now - flight.asked_at).min(REST_MAX);
+        if done && flight.bytes >= REST_BYTES_MIN && took > Duration::ZERO {
+            (flight.rests, flight.deadline) = (true, now + took);
+        } else if done {
             self.flights.swap_remove(at);
             self.ended += 1;
         }
@@ -129,8 +139,8 @@ impl Repairs {
         let (backoff, ended) = (&mut self.backoff, &mut self.ended);
         self.flights.retain(|flight| {
             let keep = flight.deadline > now && Some(flight.source) != gone;
-            if !keep {
-                *ended += 1;
+            *ended += usize::from(!keep);
+            if !keep && !flight.rests {
                 let entry = backoff.entry(flight.origin).or_insert((0, now, flight.source));
                 let wait = (BACKOFF_MS_MIN << entry.0.min(8)).min(BACKOFF_MS_MAX);
                 // A source that has gone says nothing of the others: ask them at once.
@@ -370,7 +380,9 @@ impl Replica {
             first,
             last,
             bytes: 0,
+            asked_at: now.mono,
             deadline: now.mono + REQUEST_TIMEOUT,
+            rests: false,
         });
         let request = Request { origin, first, last, bytes_max: REQUEST_BYTES_MAX };
         self.send(To::One(source), Message::Request(request));
@@ -391,8 +403,8 @@ impl Replica {
                 continue;
             }
             let floor = up().filter_map(|peer| Some(peer.holds.get(origin)?.floor)).max().unwrap_or_default();
-            // Nobody lets go of more than a running origin has said.
-            let floor = if own_word.is_some() { floor.min(stream.sent) } else { floor };
+            // Nobody lets go of more than there was: than a running origin has said, than anybody had of one that is over.
+            let floor = floor.min(if own_word.is_some() { stream.sent } else { stream.sent.max(stream.top) });
             // Only a hole is settled, and what was let go: a tail that nobody has just waits.
             let limit = stream.seen.top().max(floor);
             let mut nobody: RangeSet = stream.missing(limit, self.log.is_there()).into_iter().collect();

@@ -173,7 +173,9 @@ impl Replica {
             holds.held.insert(Seq(1), holds.floor);
         }
         if let Some(stream) = self.streams.get_mut(&origin) {
-            stream.top = stream.top.max(top);
+            // A floor alone says little of where a stream ended: somebody may claim any. What nobody waits for may be gone.
+            let unowed = Seq(stream.owed.0.saturating_sub(1));
+            stream.top = stream.top.max(holds.held.top()).max(holds.floor.min(unowed));
             // What was settled as missing and turned up after all is asked for again.
             for (first, last) in holds.held.iter() {
                 stream.unsettle(first, last);

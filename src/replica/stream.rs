@@ -243,8 +243,15 @@ impl Stream {
         fresh
     }
 
-    /// Retention has let go of everything up to `floor`.
-    pub fn expire(&mut self, now: Mono, floor: Seq) {
+    /// How many entries up to `floor` readers are owed that never came and were not reported as missing for good.
+    pub fn owed_holes(&self, floor: Seq) -> u64 {
+        let holes = self.seen.missing(self.owed.max(self.floor.next()), floor);
+        let unsettled = holes.into_iter().flat_map(|(first, last)| self.settled.missing(first, last));
+        unsettled.fold(0, |sum, (first, last)| sum.saturating_add((last.0 - first.0).saturating_add(1)))
+    }
+
+    /// Everything up to `floor` was let go; answers what can be delivered now.
+    pub fn expire(&mut self, now: Mono, floor: Seq, start: Hlc) -> Vec<Step> {
         // What is gone counts as had: in the eyes of others nothing changes, unless there was a hole.
         let mut had = self.taken.clone();
         had.union(&self.settled);
@@ -254,9 +261,15 @@ impl Stream {
         }
         self.floor = self.floor.max(floor);
         self.seen.insert(Seq(1), floor);
-        for set in [&mut self.stored, &mut self.taken, &mut self.admitted, &mut self.settled] {
+        for set in [&mut self.stored, &mut self.taken, &mut self.admitted, &mut self.settled, &mut self.contradicted] {
             set.remove(Seq(0), floor);
         }
+        let mut steps = Vec::new();
+        if self.next <= floor {
+            self.next = floor.next();
+            self.advance(start, &mut steps);
+        }
+        steps
     }
 
     /// What is to be had from here.
