@@ -25,9 +25,10 @@ pub const REQUESTS_PER_PEER_MAX: usize = 2;
 pub const REQUESTS_MAX: usize = 16;
 /// A request that brought nothing for so long is given up.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
-/// After a request that brought so many bytes its place rests for as long as the answer took, within bounds.
+/// After a request that brought so many bytes its place rests for some times as long as the answer took, within a bound.
 const REST_BYTES_MIN: u64 = 128 * 1024;
-const REST_MAX: Duration = Duration::from_millis(100);
+const REST_TIMES: u32 = 3;
+const REST_MAX: Duration = Duration::from_millis(150);
 /// What nobody has for this long is missing for good.
 const LOST_AFTER: Duration = Duration::from_secs(10);
 /// Seqs in one request, so that a long repair is spread over peers.
@@ -124,9 +125,9 @@ impl Repairs {
         self.backoff.remove(&origin);
         let done = through >= flight.last || flight.bytes >= u64::from(REQUEST_BYTES_MAX);
         let progress = *flight;
-        let took = (now - flight.asked_at).min(REST_MAX);
-        if done && flight.bytes >= REST_BYTES_MIN && took > Duration::ZERO {
-            (flight.rests, flight.deadline) = (true, now + took);
+        let rest = ((now - flight.asked_at) * REST_TIMES).min(REST_MAX);
+        if done && flight.bytes >= REST_BYTES_MIN && rest > Duration::ZERO {
+            (flight.rests, flight.deadline) = (true, now + rest);
         } else if done {
             self.flights.swap_remove(at);
             self.ended += 1;

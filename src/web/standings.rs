@@ -44,8 +44,10 @@ impl Standings {
     pub async fn of(&self, ids: &[EntryId]) -> Result<Vec<Standing>, Stopped> {
         let mut known = self.known.lock().await;
         let now = Instant::now();
-        let moved = match self.handle.commits() {
-            Some(commits) => (*commits.borrow() != known.commits).then_some((*commits.borrow(), LOOK_PAUSE)),
+        // Looked at once: a second look while the first holds the lock waits for ever behind a loop that waits to write.
+        let commits = self.handle.commits().map(|commits| *commits.borrow());
+        let moved = match commits {
+            Some(commits) => (commits != known.commits).then_some((commits, LOOK_PAUSE)),
             None => Some((0, BLIND_PAUSE)),
         };
         if let Some((commits, _)) = moved.filter(|(_, pause)| now >= known.asked + *pause) {
