@@ -18,14 +18,17 @@ pub(crate) struct Audit<'a> {
     pub settled: &'a RangeSet,
     pub owed: Seq,
     pub floor: Seq,
+    /// The last seq that anybody was ever known to have.
+    pub known: Seq,
 }
 
 impl Replica {
     /// What is known of each stream, for the simulator.
     pub(crate) fn audit(&self) -> impl Iterator<Item = Audit<'_>> {
         self.streams.iter().map(|(run, stream)| {
-            let Stream { seen, have, taken, stored, admitted, settled, owed, floor, .. } = stream;
-            Audit { run: *run, seen, have, taken, stored, admitted, settled, owed: *owed, floor: *floor }
+            let Stream { seen, have, taken, stored, admitted, settled, owed, floor, sent, top, .. } = stream;
+            let known = seen.top().max(*sent).max(*top);
+            Audit { run: *run, seen, have, taken, stored, admitted, settled, owed: *owed, floor: *floor, known }
         })
     }
 

@@ -270,11 +270,9 @@ impl Replica {
                 self.repairs.backed_off.insert((at, origin));
                 continue;
             }
-            let missing = self
-                .streams
-                .get(&origin)
-                .map(|stream| stream.missing(self.limit(origin), self.log.is_there()))
-                .unwrap_or_default();
+            let limit = self.limit(origin);
+            let Some(stream) = self.streams.get(&origin) else { continue };
+            let (missing, full) = (stream.missing(limit, self.log.is_there()), stream.is_full());
             if missing.is_empty() {
                 self.lacking.remove(&origin);
             }
@@ -289,12 +287,16 @@ impl Replica {
                 if !free {
                     break;
                 }
-                let mut from = first;
+                let (mut from, hole) = (first, first);
                 while let Some((first, last)) = self.repairs.unasked(origin, from, last).filter(|_| free) {
                     let Some((source, first, last)) = self.choose(origin, first, last) else {
                         wanting = true;
                         break;
                     };
+                    // Anything else would be refused.
+                    if full && first != hole {
+                        break;
+                    }
                     from = last.next();
                     self.ask(now, source, origin, first, last);
                     free = self.may_ask();

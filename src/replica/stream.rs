@@ -173,7 +173,8 @@ impl Stream {
                 return if same { Taken::Again } else { Taken::Conflict };
             }
         }
-        let alone = |set: &RangeSet| !set.touches(Seq(first.0 - 1), last.next());
+        // What begins where everything was let go is never too much.
+        let alone = |set: &RangeSet| first > self.floor.next() && !set.touches(Seq(first.0 - 1), last.next());
         let full = |set: &RangeSet| set.ranges_len() >= RANGES_MAX && alone(set);
         if full(&self.seen) || full(&self.taken) {
             return Taken::Torn;
@@ -413,6 +414,11 @@ impl Stream {
             return known;
         }
         known.into_iter().flat_map(|(first, last)| self.settled.missing(first, last)).collect()
+    }
+
+    /// Whether it has so many holes that only what fills them from below is taken.
+    pub fn is_full(&self) -> bool {
+        self.seen.ranges_len() >= RANGES_MAX || self.taken.ranges_len() >= RANGES_MAX
     }
 
     /// Nothing before this is missed. Without a log the floor may have passed what live readers are owed.

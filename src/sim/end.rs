@@ -57,7 +57,8 @@ impl World {
                 if logged.is_some() && !late.is_empty() {
                     return say("has not admitted", &late);
                 }
-                let limit = audit.seen.top().max(floors[run]);
+                // A tail that nobody here ever heard of just waits.
+                let limit = audit.seen.top().max(floors[run].min(audit.known));
                 let from = if logged.is_some() { audit.owed.max(audit.floor.next()) } else { audit.owed };
                 let mut unsettled = 0;
                 for (first, last) in audit.seen.missing(from, limit) {
@@ -168,10 +169,10 @@ impl World {
 }
 
 pub(super) fn describe(audit: &Audit<'_>) -> String {
-    let Audit { run: _, seen, have, taken, stored, admitted, settled, owed, floor } = audit;
+    let Audit { run: _, seen, have, taken, stored, admitted, settled, owed, floor, known } = audit;
     let sets = [("seen", seen), ("have", have), ("taken", taken), ("stored", stored), ("admitted", admitted)];
     let sets: Vec<String> = sets.iter().map(|(name, set)| format!("{name} {}", shown(set))).collect();
-    format!("{}, settled {}, owed {owed:?}, floor {floor:?}", sets.join(", "), shown(settled))
+    format!("{}, settled {}, owed {owed:?}, floor {floor:?}, known {known:?}", sets.join(", "), shown(settled))
 }
 
 fn shown(set: &RangeSet) -> String {
