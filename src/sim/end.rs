@@ -132,6 +132,7 @@ impl World {
                 ));
             }
         }
+        self.check_keys()?;
         for (index, host) in self.hosts.iter().enumerate().filter(|(_, host)| !host.hostile) {
             if let Some(disk) = &host.disk {
                 disk.check_durable().map_err(|what| format!("the log of {index}: {what}"))?;
@@ -139,6 +140,24 @@ impl World {
         }
         if self.plan.class == Class::Calm && self.counts.missing > 0 {
             return Err(format!("{} entries lost in calm weather", self.counts.missing));
+        }
+        Ok(())
+    }
+
+    /// Each key is shown once, and the same one everywhere where nothing was let go.
+    fn check_keys(&mut self) -> Held {
+        let mut everywhere = None;
+        for (index, host) in self.hosts.iter().enumerate().filter(|(_, host)| host.life.is_some()) {
+            let Some(disk) = &host.disk else { continue };
+            self.counts.twins += disk.synced.twins();
+            let shown = disk.synced.shown().map_err(|what| format!("the log of {index}: {what}"))?;
+            if self.plan.retains() || self.plan.hostiles > 0 {
+                continue;
+            }
+            let (other, same) = everywhere.get_or_insert_with(|| (index, shown.clone()));
+            if *same != shown {
+                return Err(format!("{index} and {other} show different entries of one key"));
+            }
         }
         Ok(())
     }
