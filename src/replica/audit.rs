@@ -61,4 +61,13 @@ impl Replica {
         };
         self.streams.values().filter_map(most).max().unwrap_or(0)
     }
+
+    /// How many things are remembered in all, apart from ranges and the bytes of the window, for the simulator.
+    #[cfg(test)]
+    pub(crate) fn remembered(&self) -> usize {
+        let sets = [&self.lacking, &self.unplanned, &self.waiting].map(|set| set.len()).into_iter().sum::<usize>();
+        let holds: usize = self.peers.values().map(|peer| 1 + peer.holds.len()).sum();
+        let tables = self.streams.len() + self.runs.len() + self.newcomers.len() + self.unwelcome.len();
+        tables + sets + holds + self.moved.len() + self.window.len() + self.outputs.len() + self.repairs.remembered()
+    }
 }

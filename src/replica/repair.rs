@@ -14,7 +14,7 @@ use super::event::{Kept, Load, Missing, Notice, Span, To};
 use super::liveness::{Peer, Status};
 use super::message::{Message, Repair, Request};
 use super::ranges::RangeSet;
-use super::{Mutant, Replica, Source};
+use super::{Mutant, RANGES_MAX, Replica, Source};
 use crate::id::{Run, Seq};
 
 /// A request asks for at most so many bytes.
@@ -161,6 +161,12 @@ impl Repairs {
             }
         }
         unparked
+    }
+
+    /// How much is remembered, for the simulator.
+    #[cfg(all(test, feature = "sim"))]
+    pub fn remembered(&self) -> usize {
+        self.flights.len() + self.backoff.len() + self.parked.len() + self.backed_off.len()
     }
 
     /// The next deadline or retry after `now`.
@@ -384,7 +390,7 @@ impl Replica {
         if up().any(|peer| !peer.told_all) {
             return;
         }
-        let mut lost = Vec::new();
+        let (mut lost, logged) = (Vec::new(), self.log.is_there());
         for origin in &self.lacking {
             let Some(stream) = self.streams.get(origin) else { continue };
             let own = self.peers.get(origin).filter(|peer| peer.status == Status::Up);
@@ -397,7 +403,7 @@ impl Replica {
             let floor = floor.min(if own_word.is_some() { stream.sent } else { stream.sent.max(stream.top) });
             // Only a hole is settled, and what was let go: a tail that nobody has just waits.
             let limit = stream.seen.top().max(floor);
-            let mut nobody: RangeSet = stream.missing(limit, self.log.is_there()).into_iter().collect();
+            let mut nobody: RangeSet = stream.missing(limit, logged).into_iter().collect();
             for holds in up().filter_map(|peer| peer.holds.get(origin)) {
                 nobody = nobody.without(&holds.held);
             }
@@ -415,7 +421,11 @@ impl Replica {
             if now.mono - *since < LOST_AFTER {
                 continue;
             }
-            let settled = std::mem::take(always);
+            let mut settled = std::mem::take(always);
+            // What some claim to hold between what nobody has makes no more ranges than can be remembered.
+            if settled.ranges_len() + stream.settled.ranges_len() > RANGES_MAX {
+                settled = stream.missing(settled.top(), logged).into_iter().collect();
+            }
             for (first, last) in settled.iter() {
                 let reason = if last <= floor { Missing::Expired } else { Missing::Lost };
                 self.settle(Span { run: origin, first, last }, reason);

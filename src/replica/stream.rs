@@ -129,17 +129,20 @@ impl Stream {
         }
     }
 
-    /// Takes over what a disk holds, when it is opened or opened again.
-    pub fn open(&mut self, now: Mono, disk: OnDisk) {
+    /// Takes over what a disk holds, when it is opened or opened again; answers what it does not know to be settled.
+    pub fn open(&mut self, now: Mono, disk: OnDisk) -> RangeSet {
         let OnDisk { run: _, floor, stored, admitted, settled, newest } = disk;
         if self.seen.is_empty() {
             self.next = stored.top().max(floor).next();
         }
         self.seen.union(&stored);
-        self.settled.union(&settled.without(&stored));
+        let untold = self.settled.without(&settled).without(&stored).without(&RangeSet::of(Seq(1), floor));
+        self.settled.union(&settled);
+        self.settled = self.settled.without(&stored);
         (self.floor, self.newest) = (self.floor.max(floor), self.newest.max(newest));
         self.top = self.top.max(stored.top()).max(floor);
         (self.taken, self.stored, self.admitted, self.changed_at) = (stored.clone(), stored, admitted, now);
+        untold
     }
 
     /// The first word of where this stream stands: `top` of time `newest` (none: unknown). What was said before `start` is
@@ -209,7 +212,10 @@ impl Stream {
     /// Somebody holds these: what was settled of them is asked for again, unless it would contradict what is held.
     pub fn unsettle(&mut self, first: Seq, last: Seq) {
         for (first, last) in self.contradicted.missing(first, last) {
-            self.settled.remove(first, last);
+            // Whoever claims a little here and a little there does not make us remember it all.
+            if self.settled.touches(first, last) && self.settled.ranges_len() < RANGES_MAX / 2 {
+                self.settled.remove(first, last);
+            }
         }
     }
 
