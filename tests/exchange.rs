@@ -603,7 +603,8 @@ fn a_stream_that_was_forgotten_is_not_taken_again() {
 fn what_was_too_much_for_the_disk_is_appended_from_the_window_when_there_is_room() {
     let mut table = Table::new(0);
     let window = 4 * APPEND_BYTES_MAX;
-    (table.join(window), table.join_with(window, Some(Opened::default())));
+    table.join(window);
+    table.join_with(window, Some(Opened::default()));
     table.meet(A, B);
     let payload = vec![7; 250 * 1024];
     let count = APPEND_BYTES_MAX / payload.len() + 40;

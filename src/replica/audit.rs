@@ -53,13 +53,22 @@ impl Replica {
         (self.streams.len(), self.peers.len(), self.repairs.flights.len(), self.window.bytes())
     }
 
-    /// The most ranges that a stream is remembered with, for the simulator.
-    pub(crate) fn ranges(&self) -> usize {
+    /// The most ranges that a stream is remembered with, and what has them, for the simulator. What is in the window is
+    /// bounded by its bytes.
+    pub(crate) fn ranges(&self) -> (usize, &'static str) {
         let most = |stream: &Stream| {
-            let Stream { seen, have, taken, stored, admitted, settled, .. } = stream;
-            [seen, have, taken, stored, admitted, settled].map(RangeSet::ranges_len).into_iter().max()
+            let Stream { seen, taken, stored, admitted, settled, contradicted, .. } = stream;
+            let sets = [
+                (seen, "seen"),
+                (taken, "taken"),
+                (stored, "stored"),
+                (admitted, "admitted"),
+                (settled, "settled"),
+                (contradicted, "contradicted"),
+            ];
+            sets.into_iter().map(|(set, name)| (set.ranges_len(), name)).max()
         };
-        self.streams.values().filter_map(most).max().unwrap_or(0)
+        self.streams.values().filter_map(most).max().unwrap_or((0, ""))
     }
 
     /// How many things are remembered in all, apart from ranges and the bytes of the window, for the simulator.

@@ -176,8 +176,9 @@ impl Stream {
                 return if same { Taken::Again } else { Taken::Conflict };
             }
         }
-        // What begins where everything was let go is never too much.
-        let alone = |set: &RangeSet| first > self.floor.next() && !set.touches(Seq(first.0 - 1), last.next());
+        // The first that is missed is never too much.
+        let lowest = self.wanted_from(logged);
+        let alone = |set: &RangeSet| first != lowest && !set.touches(Seq(first.0 - 1), last.next());
         let full = |set: &RangeSet| set.ranges_len() >= RANGES_MAX && alone(set);
         if full(&self.seen) || full(&self.taken) {
             return Taken::Torn;

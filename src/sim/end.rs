@@ -76,8 +76,9 @@ impl World {
                     return say("has seen and not delivered", &undelivered);
                 }
             }
-            if replica.ranges() > RANGES_MAX + 1 {
-                return Err(format!("{host} remembers {} ranges of one stream", replica.ranges()));
+            let (ranges, set) = replica.ranges();
+            if ranges > RANGES_MAX + 1 {
+                return Err(format!("{host} remembers {ranges} ranges of what is {set} of one stream"));
             }
             if replica.is_repairing() {
                 return Err(format!("{host} still repairs"));
