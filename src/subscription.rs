@@ -185,11 +185,14 @@ pub struct Subscription {
     follow: Option<Follow>,
 }
 
+/// A read of the log that is under way.
+type Reading = Pin<Box<dyn Future<Output = Result<Chunk, HistoryError>> + Send>>;
+
 /// How a reader follows the log.
 struct Follow {
     log: LogHandle,
     /// The next batches from the log, while there are some to come.
-    reading: Option<Pin<Box<dyn Future<Output = Result<Chunk, HistoryError>> + Send>>>,
+    reading: Option<Reading>,
     /// What the queue could not take: it may not be on disk yet.
     owed: BTreeMap<Run, RangeSet>,
 }

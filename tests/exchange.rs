@@ -9,9 +9,10 @@ use std::net::SocketAddr;
 use hubless::id::{Epoch, Key, NodeId, Room, Run, Seq};
 use hubless::replica::batch::{Batch, Draft};
 use hubless::replica::clock::{Hlc, Mono, Now};
-use hubless::replica::event::{Input, Missing, Notice, Output, Timing, To};
+use hubless::replica::event::{Input, Missing, Notice, OnDisk, Opened, Order, Output, Report, Span, Timing, To};
 use hubless::replica::liveness::{OVER_AFTER, Status};
-use hubless::replica::message::{Digest, Hello, Holding, Message, Repair};
+use hubless::replica::log::{APPEND_BYTES_MAX, LOADS_MAX};
+use hubless::replica::message::{Digest, Hello, Holding, Message, Repair, Request};
 use hubless::replica::ranges::RangeSet;
 use hubless::replica::{KnownKey, Replica, STREAMS_MAX, WINDOW_BYTES_MAX};
 use hubless::wire;
@@ -33,6 +34,8 @@ struct Table {
     now: u64,
     nodes: Vec<Replica>,
     did: Vec<Vec<Did>>,
+    /// What those with a log ordered of it; nothing is done of itself.
+    orders: Vec<Option<Vec<Order>>>,
     /// Listener, speaker.
     hears: BTreeSet<(usize, usize)>,
     lost: fn(&Message) -> bool,
@@ -40,7 +43,14 @@ struct Table {
 
 impl Table {
     fn new(nodes: usize) -> Table {
-        let mut table = Table { now: 0, nodes: Vec::new(), did: Vec::new(), hears: BTreeSet::new(), lost: |_| false };
+        let mut table = Table {
+            now: 0,
+            nodes: Vec::new(),
+            did: Vec::new(),
+            orders: Vec::new(),
+            hears: BTreeSet::new(),
+            lost: |_| false,
+        };
         (0..nodes).for_each(|_| _ = table.join(WINDOW_BYTES_MAX));
         table
     }
@@ -58,9 +68,14 @@ impl Table {
     }
 
     fn join(&mut self, window_bytes: usize) -> usize {
+        self.join_with(window_bytes, None)
+    }
+
+    fn join_with(&mut self, window_bytes: usize, log: Option<Opened>) -> usize {
         let index = self.nodes.len();
         let run = Run { node: NodeId([index as u8 + 1; 32]), epoch: Epoch(7) };
-        self.nodes.push(Replica::new(self.clock(), run, format!("node {index}").into(), 1, window_bytes, None));
+        self.nodes.push(Replica::new(self.clock(), run, format!("node {index}").into(), 1, window_bytes, log.clone()));
+        self.orders.push(log.map(|_| Vec::new()));
         self.did.push(Vec::new());
         index
     }
@@ -115,11 +130,14 @@ impl Table {
             match output {
                 Output::Deliver { batch, how } => {
                     for entry in batch.entries().flatten() {
-                        self.did[node].push(Did::Gave(entry.payload.text().unwrap().into(), how));
+                        self.did[node].push(Did::Gave(entry.payload.text().unwrap_or("data").into(), how));
                     }
                 }
                 Output::Notify(notice) => self.did[node].push(Did::Told(notice)),
-                Output::Log(order) => panic!("ordered without a log: {order:?}"),
+                Output::Log(order) => match &mut self.orders[node] {
+                    Some(orders) => orders.push(order),
+                    None => panic!("ordered without a log: {order:?}"),
+                },
                 Output::Send { to, message } => {
                     self.did[node].push(Did::Said(to, message.clone()));
                     if (self.lost)(&message) {
@@ -176,6 +194,16 @@ impl Table {
             _ => None,
         };
         self.did[node].iter().filter_map(gap).collect()
+    }
+
+    /// What `node` wants to be kept, in order.
+    fn appends(&self, node: usize) -> Vec<Span> {
+        let span = |batch: &Batch| Span { run: batch.origin(), first: batch.first(), last: batch.last() };
+        let append = |order: &Order| match order {
+            Order::Append(kept) => Some(span(&kept.batch)),
+            _ => None,
+        };
+        self.orders[node].iter().flatten().filter_map(append).collect()
     }
 
     fn requests(&self, node: usize) -> Vec<Run> {
@@ -580,4 +608,104 @@ fn a_word_after_a_goodbye_harms_nobody() {
         table.feed(B, Input::Message { from, message });
     }
     assert_ne!(table.nodes[B].peers().find(|(run, _)| *run == from).map(|(_, peer)| peer.status), Some(Status::Up));
+}
+
+#[test]
+fn what_was_too_much_for_the_disk_is_appended_from_the_window_when_there_is_room() {
+    let mut table = Table::new(0);
+    let window = 4 * APPEND_BYTES_MAX;
+    table.join(window);
+    table.join_with(window, Some(Opened::default()));
+    table.meet(A, B);
+    let payload = vec![7; 250 * 1024];
+    let count = APPEND_BYTES_MAX / payload.len() + 40;
+    for _ in 0..count {
+        table.publish(A, vec![Draft::new(Room::lobby(), payload.clone())]);
+    }
+    let mut reported = 0;
+    let first = table.appends(B);
+    assert!(first.len() < count && table.nodes[B].appending_bytes() <= APPEND_BYTES_MAX, "{} appended", first.len());
+    assert_eq!(table.given(B).len(), count);
+    while reported < table.appends(B).len() {
+        let stored = table.appends(B)[reported..].iter().take(50).copied().collect::<Vec<_>>();
+        reported += stored.len();
+        table.feed(B, Input::Log(Report::Stored(stored)));
+    }
+    table.wait(1_500);
+    let mut appended: Vec<Seq> = table.appends(B).iter().map(|span| span.first).collect();
+    appended.sort_unstable();
+    assert_eq!(appended, (1..=count as u64).map(Seq).collect::<Vec<_>>());
+    assert_eq!((table.requests(B), table.nodes[B].appending_bytes()), (vec![], 0));
+}
+
+#[test]
+fn what_the_log_refuses_or_lets_go_under_way_is_not_waited_for() {
+    let mut table = Table::new(1);
+    table.join_with(WINDOW_BYTES_MAX, Some(Opened::default()));
+    table.meet(A, B);
+    for text in ["one", "two", "three"] {
+        table.say(A, &[text]);
+    }
+    let spans = table.appends(B);
+    assert_eq!(spans.len(), 3);
+    // The history dropped the second.
+    table.feed(B, Input::Log(Report::Stored(vec![spans[0], spans[2]])));
+    assert_eq!((table.nodes[B].appending_bytes(), table.nodes[B].counters().conflicts), (0, 1));
+    let admitted = |order: &Order| matches!(order, Order::Admit { span, .. } if span.last == Seq(3));
+    assert!(table.orders[B].iter().flatten().any(admitted), "{:?}", table.orders[B]);
+    table.say(A, &["four"]);
+    assert!(table.nodes[B].appending_bytes() > 0);
+    let (run, newest) = (table.run(A), Hlc::at(table.clock().wall_ms));
+    table.feed(B, Input::Log(Report::Expired { run, floor: Seq(4), newest }));
+    assert_eq!(table.nodes[B].appending_bytes(), 0);
+    table.wait(30_000);
+    assert_eq!((table.requests(B), table.appends(B).len()), (vec![], 4));
+}
+
+#[test]
+fn a_log_that_was_opened_again_is_read_for_peers_again() {
+    let mut table = Table::new(1);
+    let run = Run { node: NodeId([77; 32]), epoch: Epoch(1) };
+    let stored = RangeSet::of(Seq(1), Seq(9));
+    let (admitted, settled, newest) = (stored.clone(), RangeSet::new(), Hlc::at(1_799_000_000_000));
+    let stream = OnDisk { run, floor: Seq(0), stored, admitted, settled, newest };
+    let opened = Opened { streams: vec![stream], horizon: Hlc::default() };
+    table.join_with(WINDOW_BYTES_MAX, Some(opened.clone()));
+    table.meet(A, B);
+    let loads = |table: &Table| {
+        table.orders[B]
+            .iter()
+            .flatten()
+            .filter(|order| matches!(order, Order::Load(load) if load.span.run == run))
+            .count()
+    };
+    let ask = |table: &mut Table| {
+        let message = Message::Request(Request { origin: run, first: Seq(1), last: Seq(9), bytes_max: 1 << 20 });
+        let from = table.run(A);
+        table.feed(B, Input::Message { from, message });
+    };
+    (0..2 * LOADS_MAX).for_each(|_| ask(&mut table));
+    assert_eq!(loads(&table), LOADS_MAX);
+    table.feed(B, Input::Log(Report::Closed));
+    table.feed(B, Input::Log(Report::Opened(opened)));
+    ask(&mut table);
+    assert_eq!(loads(&table), LOADS_MAX + 1);
+}
+
+#[test]
+fn holes_below_a_floor_that_retention_raises_are_reported_once() {
+    let mut table = Table::new(1);
+    table.join_with(WINDOW_BYTES_MAX, Some(Opened::default()));
+    table.meet(A, B);
+    table.say(A, &["one"]);
+    table.lost = is_batch;
+    table.say(A, &["two"]);
+    table.vanish(A);
+    table.lost = |_| false;
+    let (run, newest) = (table.run(A), Hlc::at(table.clock().wall_ms));
+    for _ in 0..2 {
+        table.feed(B, Input::Log(Report::Expired { run, floor: Seq(2), newest }));
+    }
+    assert_eq!(table.gaps(B), [(1, Missing::Expired)]);
+    assert_eq!(table.nodes[B].counters().missing, 1);
 }

@@ -102,6 +102,8 @@ fn the_invariants_hold_for_every_seed() {
     println!("{} seeds in {:.1} s, {} violations", reports.len(), began.elapsed().as_secs_f64(), violations.len());
     soak("simulation", reports.len() as u64 + violations.len() as u64, violations.len(), first, began);
     assert!(violations.is_empty(), "{}", violations.iter().map(|v| format!("{v}\n")).collect::<String>());
+    let twins: u64 = reports.iter().map(|report| report.counts.twins).sum();
+    assert!(count < 100 || twins > 0, "no key was used twice");
     for (class, sums) in &classes {
         for fault in faults(*class) {
             assert!(count < 100 || sums[fault] > 0, "{class:?} had no {fault}");

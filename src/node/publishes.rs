@@ -46,9 +46,9 @@ struct Import {
 impl Publishes {
     /// Answers those whose entries are on disk by now.
     pub fn answer(&mut self, replica: &Replica) {
-        while let Some(waiting) =
-            self.waiting.pop_front_if(|waiting| waiting.last.seq == Seq(0) || replica.is_stored(waiting.last))
-        {
+        let done = |waiting: &Waiting| waiting.last.seq == Seq(0) || replica.is_stored(waiting.last);
+        while self.waiting.front().is_some_and(done) {
+            let Some(waiting) = self.waiting.pop_front() else { break };
             let Waiting { mut published, on_disk, reply, .. } = waiting;
             for published in &mut published {
                 published.state = if replica.stored_by(published.id) > 0 { State::Replicated } else { on_disk };

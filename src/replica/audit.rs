@@ -18,14 +18,17 @@ pub(crate) struct Audit<'a> {
     pub settled: &'a RangeSet,
     pub owed: Seq,
     pub floor: Seq,
+    /// The last seq that anybody was ever known to have.
+    pub known: Seq,
 }
 
 impl Replica {
     /// What is known of each stream, for the simulator.
     pub(crate) fn audit(&self) -> impl Iterator<Item = Audit<'_>> {
         self.streams.iter().map(|(run, stream)| {
-            let Stream { seen, have, taken, stored, admitted, settled, owed, floor, .. } = stream;
-            Audit { run: *run, seen, have, taken, stored, admitted, settled, owed: *owed, floor: *floor }
+            let Stream { seen, have, taken, stored, admitted, settled, owed, floor, sent, top, .. } = stream;
+            let known = seen.top().max(*sent).max(*top);
+            Audit { run: *run, seen, have, taken, stored, admitted, settled, owed: *owed, floor: *floor, known }
         })
     }
 
@@ -50,12 +53,30 @@ impl Replica {
         (self.streams.len(), self.peers.len(), self.repairs.flights.len(), self.window.bytes())
     }
 
-    /// The most ranges that a stream is remembered with, for the simulator.
-    pub(crate) fn ranges(&self) -> usize {
+    /// The most ranges that a stream is remembered with, and what has them, for the simulator. What is in the window is
+    /// bounded by its bytes.
+    pub(crate) fn ranges(&self) -> (usize, &'static str) {
         let most = |stream: &Stream| {
-            let Stream { seen, have, taken, stored, admitted, settled, .. } = stream;
-            [seen, have, taken, stored, admitted, settled].map(RangeSet::ranges_len).into_iter().max()
+            let Stream { seen, taken, stored, admitted, settled, contradicted, .. } = stream;
+            let sets = [
+                (seen, "seen"),
+                (taken, "taken"),
+                (stored, "stored"),
+                (admitted, "admitted"),
+                (settled, "settled"),
+                (contradicted, "contradicted"),
+            ];
+            sets.into_iter().map(|(set, name)| (set.ranges_len(), name)).max()
         };
-        self.streams.values().filter_map(most).max().unwrap_or(0)
+        self.streams.values().filter_map(most).max().unwrap_or((0, ""))
+    }
+
+    /// How many things are remembered in all, apart from ranges and the bytes of the window, for the simulator.
+    #[cfg(test)]
+    pub(crate) fn remembered(&self) -> usize {
+        let sets = [&self.lacking, &self.unplanned, &self.waiting].map(|set| set.len()).into_iter().sum::<usize>();
+        let holds: usize = self.peers.values().map(|peer| 1 + peer.holds.len()).sum();
+        let tables = self.streams.len() + self.runs.len() + self.newcomers.len() + self.unwelcome.len();
+        tables + sets + holds + self.moved.len() + self.window.len() + self.outputs.len() + self.repairs.remembered()
     }
 }

@@ -86,12 +86,12 @@ impl Replica {
         sets.fold(stream.hash.0, |hash, (first, last)| mix(mix(hash ^ first.0) ^ last.0))
     }
 
-    /// What of a stream is in memory only, by our own word.
+    /// What of a stream is in memory only, by our own word: more than that, if it takes too many ranges to say.
     pub(super) fn volatile(&self, stream: &Stream) -> RangeSet {
         if self.bug(Mutant::SentAdvertised) {
             return RangeSet::new();
         }
-        stream.have.without(&stream.stored)
+        coarse(stream.have.without(&stream.stored))
     }
 
     /// Reckons anew the hash of what is settled.
@@ -147,4 +147,28 @@ pub(super) fn highest(set: RangeSet) -> RangeSet {
         return set;
     }
     set.iter().rev().take(RANGES_MAX).collect()
+}
+
+/// A set that holds this one, in as many ranges as a message takes.
+fn coarse(set: RangeSet) -> RangeSet {
+    let Some((_, below)) = set.iter().rev().nth(RANGES_MAX - 1).filter(|_| set.ranges_len() > RANGES_MAX) else {
+        return set;
+    };
+    let mut coarse: RangeSet = set.iter().rev().take(RANGES_MAX - 1).collect();
+    coarse.insert(Seq(1), below);
+    coarse
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_told_of_many_ranges_leaves_out_the_lowest_of_what_is_held_and_none_of_what_is_volatile() {
+        let set: RangeSet = (1..=60).map(|at| (Seq(at * 10), Seq(at * 10 + 3))).collect();
+        let (few, all) = (highest(set.clone()), coarse(set.clone()));
+        assert_eq!((few.ranges_len(), all.ranges_len()), (RANGES_MAX, RANGES_MAX));
+        assert!(few.without(&set).is_empty() && few.covers(Seq(600), Seq(603)) && !few.contains(Seq(10)));
+        assert!(set.without(&all).is_empty() && !all.contains(Seq(599)));
+    }
 }

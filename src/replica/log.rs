@@ -253,8 +253,10 @@ impl Replica {
     pub(super) fn open_log(&mut self, now: Now, opened: Opened) {
         let Opened { streams, horizon } = opened;
         self.log.begin(State::Open);
+        self.stay();
         self.horizon = self.horizon.max(horizon);
         let mut disk: BTreeMap<Run, _> = streams.into_iter().map(|stream| (stream.run, stream)).collect();
+        let mut untold = Vec::new();
         for (run, stream) in &mut self.streams {
             let none = || super::event::OnDisk {
                 run: *run,
@@ -264,7 +266,7 @@ impl Replica {
                 settled: RangeSet::new(),
                 newest: Hlc::default(),
             };
-            stream.open(now.mono, disk.remove(run).unwrap_or_else(none));
+            untold.push((*run, stream.open(now.mono, disk.remove(run).unwrap_or_else(none))));
         }
         for (run, on_disk) in disk {
             if run.node == self.me.node {
@@ -275,6 +277,12 @@ impl Replica {
             stream.open(now.mono, on_disk);
             self.runs.insert(hash, run);
             self.streams.insert(run, stream);
+        }
+        // What was settled while the log was closed, or was forgotten by it.
+        for (run, settled) in untold {
+            for (first, last) in settled.iter() {
+                self.settle_on_disk(Span { run, first, last });
+            }
         }
         // Time does not run back between the lives of a node.
         self.raise(now, self.log.last_life.wall_ms());

@@ -495,6 +495,9 @@ impl Replica {
         }
     }
 
+    /// Lets a batch leave the window, be it on disk or not: what is on its way there holds its bytes. If the log closes
+    /// before it has them, they are asked of peers when it opens again; own entries that nobody else has by then, which
+    /// were `sent` and no more, are lost.
     fn evict(&mut self, now: Now, run: Run, first: Seq) {
         let start = self.start;
         let Some(stream) = self.streams.get_mut(&run) else { return };

@@ -35,11 +35,13 @@ pub enum Mutant {
     HoleAdmitted,
     /// A node that comes back takes the epoch it had; planted in what starts the replica.
     EpochReused,
+    /// Of two entries with one key both are shown; planted in what keeps the log.
+    TwinShown,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 14] = [
+    pub const ALL: [Mutant; 15] = [
         Mutant::HoleSkippedSilently,
         Mutant::OldFrameAccepted,
         Mutant::DeadSourceForgotten,
@@ -54,6 +56,7 @@ impl Mutant {
         Mutant::ExpiredReadmitted,
         Mutant::HoleAdmitted,
         Mutant::EpochReused,
+        Mutant::TwinShown,
     ];
 }
 

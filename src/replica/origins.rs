@@ -70,7 +70,9 @@ impl Replica {
     fn make_room(&mut self, now: Now) {
         if self.leavers.queue.is_empty() && self.leavers.looked_at.is_none_or(|at| now.mono - at >= LOOK_EVERY) {
             // Looking at all of them is dear, so many are picked at once.
-            let over = |(run, _): &(&Run, &Stream)| **run != self.me && self.is_over(now, **run);
+            let going = &self.leavers.leaving;
+            let over =
+                |(run, _): &(&Run, &Stream)| **run != self.me && !going.contains(run) && self.is_over(now, **run);
             let key = |(run, stream): (&Run, &Stream)| (!stream.is_bare(), stream.newest, *run);
             let mut ended: Vec<_> = self.streams.iter().filter(over).map(key).collect();
             if ended.len() > LEAVERS {
@@ -97,6 +99,11 @@ impl Replica {
             }
             return;
         }
+    }
+
+    /// What was told to go may not have been heard by a log that closed.
+    pub(super) fn stay(&mut self) {
+        self.leavers.leaving.clear();
     }
 
     /// Forgets a stream that has to go once nothing of it is left.

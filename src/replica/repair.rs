@@ -14,7 +14,7 @@ use super::event::{Kept, Load, Missing, Notice, Span, To};
 use super::liveness::{Peer, Status};
 use super::message::{Message, Repair, Request};
 use super::ranges::RangeSet;
-use super::{Mutant, Replica, Source};
+use super::{Mutant, RANGES_MAX, Replica, Source};
 use crate::id::{Run, Seq};
 
 /// A request asks for at most so many bytes.
@@ -174,6 +174,12 @@ impl Repairs {
         unparked
     }
 
+    /// How much is remembered, for the simulator.
+    #[cfg(all(test, feature = "sim"))]
+    pub fn remembered(&self) -> usize {
+        self.flights.len() + self.backoff.len() + self.parked.len() + self.backed_off.len()
+    }
+
     /// The next deadline or retry after `now`.
     pub fn deadline(&self, now: Mono) -> Option<Mono> {
         let flights = self.flights.iter().map(|flight| flight.deadline);
@@ -281,11 +287,9 @@ impl Replica {
                 self.repairs.backed_off.insert((at, origin));
                 continue;
             }
-            let missing = self
-                .streams
-                .get(&origin)
-                .map(|stream| stream.missing(self.limit(origin), self.log.is_there()))
-                .unwrap_or_default();
+            let limit = self.limit(origin);
+            let Some(stream) = self.streams.get(&origin) else { continue };
+            let (missing, full) = (stream.missing(limit, self.log.is_there()), stream.is_full());
             if missing.is_empty() {
                 self.lacking.remove(&origin);
             }
@@ -300,12 +304,16 @@ impl Replica {
                 if !free {
                     break;
                 }
-                let mut from = first;
+                let (mut from, hole) = (first, first);
                 while let Some((first, last)) = self.repairs.unasked(origin, from, last).filter(|_| free) {
                     let Some((source, first, last)) = self.choose(origin, first, last) else {
                         wanting = true;
                         break;
                     };
+                    // Anything else would be refused.
+                    if full && first != hole {
+                        break;
+                    }
                     from = last.next();
                     self.ask(now, source, origin, first, last);
                     free = self.may_ask();
@@ -395,7 +403,7 @@ impl Replica {
         if up().any(|peer| !peer.told_all) {
             return;
         }
-        let mut lost = Vec::new();
+        let (mut lost, logged) = (Vec::new(), self.log.is_there());
         for origin in &self.lacking {
             let Some(stream) = self.streams.get(origin) else { continue };
             let own = self.peers.get(origin).filter(|peer| peer.status == Status::Up);
@@ -408,7 +416,7 @@ impl Replica {
             let floor = floor.min(if own_word.is_some() { stream.sent } else { stream.sent.max(stream.top) });
             // Only a hole is settled, and what was let go: a tail that nobody has just waits.
             let limit = stream.seen.top().max(floor);
-            let mut nobody: RangeSet = stream.missing(limit, self.log.is_there()).into_iter().collect();
+            let mut nobody: RangeSet = stream.missing(limit, logged).into_iter().collect();
             for holds in up().filter_map(|peer| peer.holds.get(origin)) {
                 nobody = nobody.without(&holds.held);
             }
@@ -426,7 +434,11 @@ impl Replica {
             if now.mono - *since < LOST_AFTER {
                 continue;
             }
-            let settled = std::mem::take(always);
+            let mut settled = std::mem::take(always);
+            // What some claim to hold between what nobody has makes no more ranges than can be remembered.
+            if settled.ranges_len() + stream.settled.ranges_len() > RANGES_MAX {
+                settled = stream.missing(settled.top(), logged).into_iter().collect();
+            }
             for (first, last) in settled.iter() {
                 let reason = if last <= floor { Missing::Expired } else { Missing::Lost };
                 self.settle(Span { run: origin, first, last }, reason);

@@ -129,17 +129,20 @@ impl Stream {
         }
     }
 
-    /// Takes over what a disk holds, when it is opened or opened again.
-    pub fn open(&mut self, now: Mono, disk: OnDisk) {
+    /// Takes over what a disk holds, when it is opened or opened again; answers what it does not know to be settled.
+    pub fn open(&mut self, now: Mono, disk: OnDisk) -> RangeSet {
         let OnDisk { run: _, floor, stored, admitted, settled, newest } = disk;
         if self.seen.is_empty() {
             self.next = stored.top().max(floor).next();
         }
         self.seen.union(&stored);
-        self.settled.union(&settled.without(&stored));
+        let untold = self.settled.without(&settled).without(&stored).without(&RangeSet::of(Seq(1), floor));
+        self.settled.union(&settled);
+        self.settled = self.settled.without(&stored);
         (self.floor, self.newest) = (self.floor.max(floor), self.newest.max(newest));
         self.top = self.top.max(stored.top()).max(floor);
         (self.taken, self.stored, self.admitted, self.changed_at) = (stored.clone(), stored, admitted, now);
+        untold
     }
 
     /// The first word of where this stream stands: `top` of time `newest` (none: unknown). What was said before `start` is
@@ -173,7 +176,9 @@ impl Stream {
                 return if same { Taken::Again } else { Taken::Conflict };
             }
         }
-        let alone = |set: &RangeSet| !set.touches(Seq(first.0 - 1), last.next());
+        // The first that is missed is never too much.
+        let lowest = self.wanted_from(logged);
+        let alone = |set: &RangeSet| first != lowest && !set.touches(Seq(first.0 - 1), last.next());
         let full = |set: &RangeSet| set.ranges_len() >= RANGES_MAX && alone(set);
         if full(&self.seen) || full(&self.taken) {
             return Taken::Torn;
@@ -208,7 +213,10 @@ impl Stream {
     /// Somebody holds these: what was settled of them is asked for again, unless it would contradict what is held.
     pub fn unsettle(&mut self, first: Seq, last: Seq) {
         for (first, last) in self.contradicted.missing(first, last) {
-            self.settled.remove(first, last);
+            // Whoever claims a little here and a little there does not make us remember it all.
+            if self.settled.touches(first, last) && self.settled.ranges_len() < RANGES_MAX / 2 {
+                self.settled.remove(first, last);
+            }
         }
     }
 
@@ -413,6 +421,11 @@ impl Stream {
             return known;
         }
         known.into_iter().flat_map(|(first, last)| self.settled.missing(first, last)).collect()
+    }
+
+    /// Whether it has so many holes that only what fills them from below is taken.
+    pub fn is_full(&self) -> bool {
+        self.seen.ranges_len() >= RANGES_MAX || self.taken.ranges_len() >= RANGES_MAX
     }
 
     /// Nothing before this is missed. Without a log the floor may have passed what live readers are owed.

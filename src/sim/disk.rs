@@ -7,9 +7,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::Dice;
 use super::check::{Broken, Held};
-use crate::id::{Run, Seq};
+use crate::id::{EntryId, Key, Run, Seq};
+use crate::replica::batch::Batch;
 use crate::replica::clock::Hlc;
 use crate::replica::event::{Kept, Load, OnDisk, Opened, Order, Report, Span};
+use crate::replica::keys::{Namesakes, Place};
 use crate::replica::ranges::RangeSet;
 
 /// How long and how much a log keeps.
@@ -26,6 +28,9 @@ pub(super) struct Rows {
     horizon: Hlc,
     bytes: u64,
     by_age: BTreeSet<(Hlc, Run, Seq)>,
+    keys: BTreeMap<Key, Namesakes>,
+    /// A planted bug: every entry of a key is shown.
+    shows_twins: bool,
     /// What this log has let go; not part of a log, but of what is known about it.
     gone: BTreeMap<Run, RangeSet>,
 }
@@ -86,6 +91,12 @@ impl Rows {
             row.newest = row.newest.max(batch.hlc_last());
             self.bytes += batch.bytes().len() as u64;
             self.by_age.insert((batch.hlc(), span.run, span.first));
+            for (key, place) in keyed(batch) {
+                let known = self.keys.get_mut(&key).map(|namesakes| namesakes.insert(place));
+                if known.is_none() {
+                    self.keys.insert(key, Namesakes::first(place));
+                }
+            }
         }
         Ok(vec![Report::Stored(vec![span])])
     }
@@ -145,6 +156,13 @@ impl Rows {
             newest = newest.max(batch.hlc_last());
             self.bytes -= batch.bytes().len() as u64;
             self.by_age.remove(&(batch.hlc(), run, first));
+            for (key, place) in keyed(&batch) {
+                let Some(namesakes) = self.keys.get_mut(&key) else { continue };
+                namesakes.expire(place);
+                if namesakes.living == 0 {
+                    self.keys.remove(&key);
+                }
+            }
             self.gone.entry(run).or_default().insert(first, batch.last());
         }
         row.floor = row.floor.max(floor);
@@ -207,6 +225,25 @@ impl Rows {
         self.streams.values().flat_map(|row| row.batches.values())
     }
 
+    /// The entry that is shown of each key.
+    pub fn shown(&self) -> Result<BTreeMap<Key, EntryId>, Broken> {
+        let mut shown = BTreeMap::new();
+        for (key, Place { id, .. }) in self.batches().flat_map(|kept| keyed(&kept.batch)) {
+            if !self.shows_twins && !self.keys.get(&key).is_some_and(|namesakes| namesakes.shows(id)) {
+                continue;
+            }
+            if let Some(other) = shown.insert(key, id) {
+                return Err(format!("{id:?} and {other:?} are shown, and are one message"));
+            }
+        }
+        Ok(shown)
+    }
+
+    /// How many keys have more than one entry.
+    pub fn twins(&self) -> u64 {
+        self.keys.values().filter(|namesakes| namesakes.living > 1).count() as u64
+    }
+
     /// A part of it, as it may be left when much of it is damaged, and the rest.
     fn damaged(&self, dice: &mut Dice) -> (Rows, Vec<Kept>) {
         let mut left = Rows::default();
@@ -267,6 +304,12 @@ impl Disk {
             durable: BTreeMap::new(),
             earlier: Vec::new(),
         }
+    }
+
+    /// Plants the bug that twins are shown.
+    #[cfg(feature = "mutants")]
+    pub fn show_twins(&mut self) {
+        self.synced.shows_twins = true;
     }
 
     /// Takes an order; true if a sync has to begin for it.
@@ -414,4 +457,11 @@ impl Disk {
         self.synced = rows;
         self.durable.clear();
     }
+}
+
+/// The entries of a batch that have a key.
+fn keyed(batch: &Batch) -> impl Iterator<Item = (Key, Place)> + use<> {
+    let (hlc, first) = (batch.hlc(), batch.first());
+    let place = move |id: EntryId| Place { hlc: hlc.plus(id.seq.0 - first.0), id };
+    batch.keys().unwrap_or_default().into_iter().map(move |(id, key)| (key, place(id)))
 }

@@ -57,7 +57,8 @@ impl World {
                 if logged.is_some() && !late.is_empty() {
                     return say("has not admitted", &late);
                 }
-                let limit = audit.seen.top().max(floors[run]);
+                // A tail that nobody here ever heard of just waits.
+                let limit = audit.seen.top().max(floors[run].min(audit.known));
                 let from = if logged.is_some() { audit.owed.max(audit.floor.next()) } else { audit.owed };
                 let mut unsettled = 0;
                 for (first, last) in audit.seen.missing(from, limit) {
@@ -75,8 +76,9 @@ impl World {
                     return say("has seen and not delivered", &undelivered);
                 }
             }
-            if replica.ranges() > RANGES_MAX + 1 {
-                return Err(format!("{host} remembers {} ranges of one stream", replica.ranges()));
+            let (ranges, set) = replica.ranges();
+            if ranges > RANGES_MAX + 1 {
+                return Err(format!("{host} remembers {ranges} ranges of what is {set} of one stream"));
             }
             if replica.is_repairing() {
                 return Err(format!("{host} still repairs"));
@@ -131,6 +133,7 @@ impl World {
                 ));
             }
         }
+        self.check_keys()?;
         for (index, host) in self.hosts.iter().enumerate().filter(|(_, host)| !host.hostile) {
             if let Some(disk) = &host.disk {
                 disk.check_durable().map_err(|what| format!("the log of {index}: {what}"))?;
@@ -138,6 +141,24 @@ impl World {
         }
         if self.plan.class == Class::Calm && self.counts.missing > 0 {
             return Err(format!("{} entries lost in calm weather", self.counts.missing));
+        }
+        Ok(())
+    }
+
+    /// Each key is shown once, and the same one everywhere where nothing was let go.
+    fn check_keys(&mut self) -> Held {
+        let mut everywhere = None;
+        for (index, host) in self.hosts.iter().enumerate().filter(|(_, host)| host.life.is_some()) {
+            let Some(disk) = &host.disk else { continue };
+            self.counts.twins += disk.synced.twins();
+            let shown = disk.synced.shown().map_err(|what| format!("the log of {index}: {what}"))?;
+            if self.plan.retains() || self.plan.hostiles > 0 {
+                continue;
+            }
+            let (other, same) = everywhere.get_or_insert_with(|| (index, shown.clone()));
+            if *same != shown {
+                return Err(format!("{index} and {other} show different entries of one key"));
+            }
         }
         Ok(())
     }
@@ -168,10 +189,10 @@ impl World {
 }
 
 pub(super) fn describe(audit: &Audit<'_>) -> String {
-    let Audit { run: _, seen, have, taken, stored, admitted, settled, owed, floor } = audit;
+    let Audit { run: _, seen, have, taken, stored, admitted, settled, owed, floor, known } = audit;
     let sets = [("seen", seen), ("have", have), ("taken", taken), ("stored", stored), ("admitted", admitted)];
     let sets: Vec<String> = sets.iter().map(|(name, set)| format!("{name} {}", shown(set))).collect();
-    format!("{}, settled {}, owed {owed:?}, floor {floor:?}", sets.join(", "), shown(settled))
+    format!("{}, settled {}, owed {owed:?}, floor {floor:?}, known {known:?}", sets.join(", "), shown(settled))
 }
 
 fn shown(set: &RangeSet) -> String {

@@ -10,6 +10,9 @@ use crate::replica::event::Input;
 use crate::replica::message::{Message, Repair};
 use crate::wire;
 
+/// Drafts with keys that may be tried again.
+const KEYED_MAX: usize = 16;
+
 impl World {
     /// Puts everything that the plan has in store into the queue.
     pub(super) fn script(&mut self) {
@@ -141,7 +144,7 @@ impl World {
     /// One host says far more than the others.
     pub(super) fn flood(&mut self) -> Held {
         self.counts.floods += 1;
-        let drafts = (0..self.plan.flood_max).map(|_| self.draft(0)).collect();
+        let drafts = (0..self.plan.flood_max).map(|_| self.draft()).collect();
         self.publish(0, drafts)
     }
 
@@ -153,7 +156,7 @@ impl World {
         let index = living[self.dice.below(living.len() as u64) as usize];
         let mut drafts = Vec::new();
         for _ in 0..self.dice.range(1, self.plan.burst_max) {
-            drafts.push(self.draft(index));
+            drafts.push(self.draft());
         }
         self.publish(index, drafts)
     }
@@ -169,7 +172,8 @@ impl World {
             return Err(format!("{index} published {} of {} drafts", published.count, fresh.len()));
         }
         self.counts.published += published.count;
-        life.keyed.extend(fresh.iter().filter(|draft| draft.key.is_some()).take(3).cloned());
+        self.keyed.extend(fresh.iter().filter(|draft| draft.key.is_some()).take(3).cloned());
+        self.keyed.drain(..self.keyed.len().saturating_sub(KEYED_MAX));
         life.drafts.extend(fresh);
         self.perform(index)?;
         match self.hosts[index].life.as_ref().is_none_or(|life| life.drafts.is_empty()) {
@@ -178,10 +182,11 @@ impl World {
         }
     }
 
-    fn draft(&mut self, index: usize) -> Draft {
+    /// Something to say, or to say again: of late, there or elsewhere.
+    fn draft(&mut self) -> Draft {
         let retry = self.dice.chance(30);
-        let keyed = self.hosts[index].life.as_ref().map(|life| &life.keyed[..]).unwrap_or_default();
-        if let Some(draft) = keyed.get(self.dice.below(keyed.len() as u64) as usize).filter(|_| retry) {
+        let pick = self.dice.below(self.keyed.len() as u64) as usize;
+        if let Some(draft) = self.keyed.get(pick).filter(|_| retry) {
             return draft.clone();
         }
         let len = match self.dice.below(100) {

@@ -6,6 +6,8 @@
 //! is a recipe to see it again.
 
 mod check;
+#[cfg(test)]
+mod crowd;
 mod disk;
 mod end;
 mod faults;

@@ -47,6 +47,8 @@ pub(super) struct World {
     pub runs: BTreeSet<Run>,
     pub hashes: HashMap<RunHash, Run>,
     pub recorded: Vec<Recorded>,
+    /// Drafts with keys, to be tried again anywhere.
+    pub keyed: VecDeque<Draft>,
     /// Faults have ended; from `silent_from` on nothing is asked for.
     pub peace: bool,
     silent_from: Option<u64>,
@@ -82,8 +84,6 @@ pub(super) struct Life {
     /// The machine's monotonic clock at our time 0.
     pub mono: u64,
     pub drafts: VecDeque<Draft>,
-    /// Drafts with keys, to be tried again.
-    pub keyed: Vec<Draft>,
     /// Own batches that are not known to be durable.
     pub unconfirmed: VecDeque<(Seq, Seq)>,
 }
@@ -216,6 +216,7 @@ impl World {
             runs: BTreeSet::new(),
             hashes: HashMap::new(),
             recorded: Vec::new(),
+            keyed: VecDeque::new(),
             peace: false,
             silent_from: None,
             #[cfg(feature = "mutants")]
@@ -429,6 +430,10 @@ impl World {
             epoch = host.last_run.map_or(epoch, |run| run.epoch);
         }
         let run = Run { node: host.node, epoch };
+        #[cfg(feature = "mutants")]
+        if let Some(disk) = host.disk.as_mut().filter(|_| self.mutant == Some(Mutant::TwinShown)) {
+            disk.show_twins();
+        }
         let opened = host.disk.as_mut().map(Disk::reopen);
         let mut given = Given::default();
         if let Some(opened) = &opened {
@@ -443,8 +448,8 @@ impl World {
         }
         host.lives += 1;
         (host.answers, host.last_run, host.fuse) = (true, Some(run), None);
-        let (drafts, keyed, unconfirmed) = (VecDeque::new(), Vec::new(), VecDeque::new());
-        host.life = Some(Life { replica, given, mono, drafts, keyed, unconfirmed });
+        let (drafts, unconfirmed) = (VecDeque::new(), VecDeque::new());
+        host.life = Some(Life { replica, given, mono, drafts, unconfirmed });
         self.hashes.insert(run.hash(), run);
         if !self.runs.insert(run) {
             return Err(format!("{index} starts again as {run:?}"));
