@@ -69,12 +69,16 @@ impl Reader {
                 if limit == 0 || (found.len() >= limit && batch.hlc().plus(BATCH_TICKS_MAX) < lowest) {
                     break;
                 }
-                for entry in batch.entries().flatten() {
+                let in_time = |entry: &Entry| before.is_none_or(|before| Place::of(entry) < before);
+                let wanted: Vec<Entry> =
+                    batch.entries().flatten().filter(|entry| in_time(entry) && want.takes(entry)).collect();
+                // The newest first: of a large batch most are too old.
+                for entry in wanted.into_iter().rev() {
                     let place = Place::of(&entry);
-                    let early =
-                        found.len() >= limit && found.first_key_value().is_some_and(|(first, _)| place < *first);
-                    let late = before.is_some_and(|before| place >= before);
-                    if early || late || !want.takes(&entry) || !is_shown(view, &entry)? {
+                    if found.len() >= limit && found.first_key_value().is_some_and(|(first, _)| place < *first) {
+                        break;
+                    }
+                    if !is_shown(view, &entry)? {
                         continue;
                     }
                     found.insert(place, entry);

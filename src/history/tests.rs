@@ -202,7 +202,7 @@ fn a_load_is_cut_at_its_bytes_and_says_how_far_it_goes() {
     let folder = tempfile::tempdir().unwrap();
     let mut desk = desk(folder.path());
     let batches = ten(&mut desk, run(1));
-    let load = Load { to: run(3), span: span(run(1), 2, 10), bytes_max: 2 * batches[0].bytes().len() as u32 + 40 };
+    let load = Load { to: run(3), span: span(run(1), 2, 10), bytes_max: 2 * batches[0].bytes().len() as u32 };
     desk.history.order(Order::Load(load));
     let Report::Loaded { batches: found, through, .. } = desk.next() else { panic!("not loaded") };
     assert_eq!((found.len(), found[0].batch.first(), through), (2, Seq(2), Seq(3)));

@@ -336,7 +336,11 @@ impl Batch {
     /// The entries, decoded one by one; ends after the first that does not decode.
     pub fn entries(&self) -> Entries {
         let (name, keys, at) = match self.preamble() {
-            Ok((preamble, used)) => (preamble.name.into(), preamble.keys, HEADER_BYTES + used),
+            Ok((preamble, used)) => {
+                let mut keys = preamble.keys;
+                keys.sort_unstable_by_key(|(index, _)| *index);
+                (preamble.name.into(), keys, HEADER_BYTES + used)
+            }
             Err(_) => ("".into(), Vec::new(), usize::MAX),
         };
         Entries { batch: self.clone(), index: 0, at, name, keys, room: None }
@@ -405,7 +409,7 @@ impl Entries {
             name: wire.name.map_or_else(|| self.name.clone(), Arc::from),
             hlc: self.batch.hlc.plus(u64::from(index)),
             via: wire.via,
-            key: self.keys.iter().find(|(at, _)| *at == index).map(|&(_, key)| Key(key)),
+            key: self.keys.binary_search_by_key(&index, |(at, _)| *at).ok().map(|at| Key(self.keys[at].1)),
         };
         self.room = Some(room);
         self.at += used;
