@@ -9,12 +9,14 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
+use fjall::UserValue;
+
 use super::rows::{self, Durable, Extent, Numbered, RoomRow, Stamp, table};
 use super::store::{Fault, View, bad, guarded, read_kept};
 use super::{Command, Shared, Want};
 use crate::error::HistoryError;
 use crate::id::{EntryId, Epoch, Key, NodeId, Room, Run, RunHash, Seq};
-use crate::replica::batch::{BATCH_ENTRIES_MAX, Batch, Entry};
+use crate::replica::batch::{BATCH_ENTRIES_MAX, Batch, Entry, FIRST_OFFSET};
 use crate::replica::clock::Hlc;
 use crate::replica::event::{Kept, Load};
 use crate::replica::keys::Place;
@@ -23,6 +25,8 @@ use crate::replica::version::Cursor;
 
 /// An entry is at most so much later than the first one of its batch.
 const BATCH_TICKS_MAX: u64 = BATCH_ENTRIES_MAX as u64 - 1;
+/// Where the count of entries stands in a record: behind the time of arrival, the origin and the first seq.
+const COUNT_OFFSET: usize = 8 + FIRST_OFFSET + 8;
 /// How much one call of a scan looks through, found or not.
 const SCANNED_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Batches of one origin that are looked up at a time.
@@ -63,12 +67,17 @@ impl Reader {
             let mut found: BTreeMap<Place, Entry> = BTreeMap::new();
             let upper = before.map_or(want.until(), |before| before.hlc.min(want.until()));
             let lower = Hlc(want.since().0.saturating_sub(BATCH_TICKS_MAX));
-            for kept in batches(view, want.room.as_ref(), lower, upper).rev() {
-                let batch = kept?.batch;
+            for record in batches(view, want.room.as_ref(), lower, upper).rev() {
+                let record = record?;
                 let lowest = found.first_key_value().map_or(Hlc::default(), |(place, _)| place.hlc);
-                if limit == 0 || (found.len() >= limit && batch.hlc().plus(BATCH_TICKS_MAX) < lowest) {
+                let full = found.len() >= limit;
+                if limit == 0 || (full && record.stamp.hlc.plus(BATCH_TICKS_MAX) < lowest) {
                     break;
                 }
+                if full && record.hlc_last() < lowest {
+                    continue;
+                }
+                let batch = record.batch()?;
                 let in_time = |entry: &Entry| before.is_none_or(|before| Place::of(entry) < before);
                 let wanted: Vec<Entry> =
                     batch.entries().flatten().filter(|entry| in_time(entry) && want.takes(entry)).collect();
@@ -111,8 +120,9 @@ impl Reader {
             let mut waiting: BTreeMap<Place, Entry> = BTreeMap::new();
             let start = from.map_or(Hlc::default(), |from| from.hlc).max(want.since());
             let mut looked_at = 0;
-            for kept in batches(view, want.room.as_ref(), Hlc(start.0.saturating_sub(BATCH_TICKS_MAX)), want.until()) {
-                let batch = kept?.batch;
+            let lower = Hlc(start.0.saturating_sub(BATCH_TICKS_MAX));
+            for record in batches(view, want.room.as_ref(), lower, want.until()) {
+                let batch = record?.batch()?;
                 if let Some(last) = chunk.take(&mut waiting, batch.hlc()) {
                     return Ok((chunk.entries, Some(last)));
                 }
@@ -383,7 +393,7 @@ fn batches<'v>(
     room: Option<&Room>,
     lower: Hlc,
     upper: Hlc,
-) -> Box<dyn DoubleEndedIterator<Item = Result<Kept, Fault>> + 'v> {
+) -> Box<dyn DoubleEndedIterator<Item = Result<Record, Fault>> + 'v> {
     let prefix = room.map_or_else(|| vec![table::BATCH], rows::room_prefix);
     let at = prefix.len();
     let bound = |hlc: Hlc| [&prefix[..], &hlc.0.to_be_bytes()].concat();
@@ -397,9 +407,31 @@ fn batches<'v>(
     match room {
         None => Box::new(view.rows(range).map(move |row| {
             let (key, value) = row?;
-            read_kept(&stamp(&key)?, &value)
+            Ok(Record { stamp: stamp(&key)?, value })
         })),
-        Some(_) => Box::new(view.keys(range).map(move |key| view.kept(&stamp(&key?)?))),
+        Some(_) => Box::new(view.keys(range).map(move |key| {
+            let stamp = stamp(&key?)?;
+            let value = view.get(&stamp.batch_key())?.ok_or_else(|| bad("room"))?;
+            Ok(Record { stamp, value })
+        })),
+    }
+}
+
+/// A record as it stands on disk.
+struct Record {
+    stamp: Stamp,
+    value: UserValue,
+}
+
+impl Record {
+    /// The time of its last entry by the count in its header, which nobody has checked.
+    fn hlc_last(&self) -> Hlc {
+        let count = self.value.get(COUNT_OFFSET..).and_then(|bytes| bytes.first_chunk::<4>());
+        self.stamp.hlc.plus(count.map_or(0, |count| u64::from(u32::from_le_bytes(*count)).saturating_sub(1)))
+    }
+
+    fn batch(&self) -> Result<Batch, Fault> {
+        read_kept(&self.stamp, &self.value).map(|kept| kept.batch)
     }
 }
 
