@@ -63,8 +63,9 @@ sim: ## Run the simulator of the core (SEEDS=N seeds)
 soak: setup ## The large counts, for hours; goes on where it stopped (SOAK=NAME for one part)
 	@tests/soak.sh
 
-bench: ## Throughput, loss and round trip, side by side with libzmq
+bench: ## Throughput, loss and round trip side by side with libzmq; the log beside the disk
 	@cd tests/bench && cargo run --locked --release
+	@cd tests/bench && cargo run --locked --release -- durable
 
 clean: ## Remove what was built, the tests' own set-up included
 	@rm -rf target tests/bench/target tests/web/node_modules

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the parts of the soak, one program after the other, and writes target/soak.jsonl.
 #
-# A part is a file tests/NAME.rs that reads HUBLESS_SOAK, or `bench`. Each claim has a line; this adds one for the whole
+# A part is a file tests/NAME.rs that reads HUBLESS_SOAK, or `log` or `bench`. Each claim has a line; this adds one for the whole
 # part. A part that passed at this commit is not run again; with uncommitted changes every part is. With COUNT, which asks
 # for other counts than the large ones, no part counts as passed. SOAK=NAME asks for one part, or else for all tests of the
 # parts whose names begin so (`kill9`).
@@ -26,9 +26,25 @@ bench() {
     return $failed
 }
 
+# A line for each row of the table of the log.
+log() {
+    local table started=$SECONDS failed=0
+    table=$(cd tests/bench && cargo run --locked --release -- durable) || failed=1
+    printf '%s\n' "$table"
+    awk -F ' *[|] *' -v commit="$commit" -v seconds=$((SECONDS - started)) '
+        /^\|/ && ++rows > 2 {
+            printf "{\"what\":\"log: %s\",\"count\":1,\"failures\":%d,\"seed\":null,\"seconds\":%d,\"commit\":\"%s\",", \
+                $2, $5 !~ /^yes/, seconds, commit
+            printf "\"measured\":\"%s\",\"wanted\":\"%s\"}\n", $3, $4
+        }' <<<"$table" >>"$results"
+    return $failed
+}
+
 run() {
     if [[ $1 == bench ]]; then
         bench
+    elif [[ $1 == log ]]; then
+        log
     else
         HUBLESS_SOAK=1 HUBLESS_SOAK_FILE=$results HUBLESS_COMMIT=$commit \
             cargo test --locked --profile fast --features sim,mutants --test "${1%%:*}" -- --nocapture ${tests[$1]:-}
@@ -36,7 +52,7 @@ run() {
 }
 
 mapfile -t parts < <(grep -lE 'HUBLESS_SOAK|soak::' tests/*.rs | sed 's|tests/||; s|\.rs$||')
-parts+=(bench)
+parts+=(log bench)
 # The tests to run of a part that is not run whole, by `FILE:NAME`.
 declare -A tests=()
 if [[ -n ${SOAK:-} && " ${parts[*]} " == *" $SOAK "* ]]; then

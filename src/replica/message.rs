@@ -1,8 +1,6 @@
 //! What nodes say to each other. Who says it is known from the link it came over.
 //!
 //! [`crate::wire`] turns these into frames and back.
-//!
-//! [`Kept::arrived_ms`]: super::event::Kept::arrived_ms
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -139,6 +137,6 @@ pub struct Repair {
     pub from: Seq,
     /// All that the sender holds of `from..=through` is in this part.
     pub through: Seq,
-    /// Encoded batches, oldest first, each with when it first arrived anywhere ([`Kept::arrived_ms`]).
+    /// Encoded batches, oldest first, each with when it first arrived anywhere ([`Kept`](super::event::Kept)).
     pub batches: Vec<(Bytes, u64)>,
 }
