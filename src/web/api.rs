@@ -34,7 +34,7 @@ const LIMIT_DEFAULT: usize = 100;
 /// The most messages in a page.
 const LIMIT_MAX: usize = 1_000;
 /// Of a body that is too large so much is read and thrown away, so that its sender gets to hear the answer.
-const DISCARD_BYTES_MAX: usize = 16 * BODY_BYTES_MAX;
+pub(super) const DISCARD_BYTES_MAX: usize = 16 * BODY_BYTES_MAX;
 /// How long a body may take.
 const BODY_WAIT: Duration = Duration::from_secs(30);
 /// How long `held` waits, unless asked otherwise, and at most.

@@ -4,7 +4,7 @@
 //! connection: it never looks complete.
 
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use warp::http::{HeaderValue, StatusCode, header};
 use warp::reply::{Reply, Response};
 
-use super::api::{Answer, Failure, json, objects, read_room, to_text};
+use super::api::{Answer, DISCARD_BYTES_MAX, Failure, json, objects, read_room, to_text};
 use super::objects::time;
 use crate::error::DurableError;
 use crate::handle::archive::{ArchiveError, ArchiveReader, ArchiveWriter};
@@ -117,10 +117,11 @@ pub(super) async fn import(handle: &Handle, body: impl Stream<Item = Result<impl
         known: u64,
         refused: u64,
     }
+    let mut body = pin!(body);
     if handle.history_health() == HistoryHealth::None {
+        discard(body).await;
         return Err(DurableError::NoHistory.into());
     }
-    let mut body = pin!(body);
     let mut reader = ArchiveReader::new();
     let (mut batches, mut bytes, mut sum) = (Vec::new(), 0, Imported::default());
     let failed = loop {
@@ -152,6 +153,9 @@ pub(super) async fn import(handle: &Handle, body: impl Stream<Item = Result<impl
     if !batches.is_empty() {
         add(&mut sum, take_in(handle, batches).await?);
     }
+    if failed.is_some() {
+        discard(body).await;
+    }
     let Imported { new, known, refused } = sum;
     match failed {
         None => Ok(json(StatusCode::OK, &Body { new, known, refused })),
@@ -160,6 +164,17 @@ pub(super) async fn import(handle: &Handle, body: impl Stream<Item = Result<impl
             let message =
                 format!("{}; what came before it is kept: {kept} messages, {new} of them new", failure.message);
             Err(Failure { message, ..failure })
+        }
+    }
+}
+
+/// Reads some of what is left of a body and throws it away, so that its sender gets to hear the answer.
+async fn discard(mut body: Pin<&mut impl Stream<Item = Result<impl Buf, warp::Error>>>) {
+    let mut bytes = 0;
+    while let Ok(Some(Ok(piece))) = timeout(PIECE_WAIT, body.next()).await {
+        bytes += piece.remaining();
+        if bytes > DISCARD_BYTES_MAX {
+            return;
         }
     }
 }

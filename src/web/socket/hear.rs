@@ -55,9 +55,8 @@ pub(super) async fn hear_plain(
         let draft = Draft { name: Some(GUEST.into()), ..Draft::new(Room::lobby(), text) };
         match handle.submit(vec![draft]).await {
             Ok(submitted) => {
-                if pending.send(Pending { client_id: None, submitted }).await.is_err() {
-                    return End::Gone;
-                }
+                // Where nobody waits for the answer it is published all the same.
+                let _ = pending.send(Pending { client_id: None, submitted }).await;
             }
             Err(error) => return plain_end(&error),
         }
@@ -220,17 +219,15 @@ impl Client {
                 Ok(incoming) => self.obey(handle, incoming).await,
                 Err(failure) => Err(failure),
             };
-            let heard = match done {
-                Ok(Done::Published(submitted)) => pending.send(Pending { client_id, submitted }).await.is_ok(),
-                Ok(Done::Answered(text)) => answers.send(Answer::Text(text)).await.is_ok(),
-                Ok(Done::Silent) => true,
+            // Where nobody takes the answer any more, what was said counts all the same.
+            match done {
+                Ok(Done::Published(submitted)) => _ = pending.send(Pending { client_id, submitted }).await,
+                Ok(Done::Answered(text)) => _ = answers.send(Answer::Text(text)).await,
+                Ok(Done::Silent) => {}
                 Err(failure) => {
                     let text = Outgoing::error(&failure, client_id.as_deref());
-                    answers.send(Answer::Text(text)).await.is_ok()
+                    let _ = answers.send(Answer::Text(text)).await;
                 }
-            };
-            if !heard {
-                return End::Gone;
             }
         }
     }

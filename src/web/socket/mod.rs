@@ -9,6 +9,7 @@ mod hear;
 mod source;
 mod tell;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,6 +46,8 @@ const PENDING_MAX: usize = 256;
 /// Buffers of one socket, in bytes.
 const READ_BUFFER_BYTES: usize = 8 * 1024;
 const WRITE_BUFFER_BYTES: usize = 16 * 1024;
+/// How long what a client said before it went may take to be read.
+const LAST_WORDS_WAIT: Duration = Duration::from_secs(1);
 /// How long a client has to answer a close.
 const FAREWELL_WAIT: Duration = Duration::from_secs(1);
 
@@ -236,11 +239,13 @@ async fn talk(site: &Site, sink: &mut Sink, source: &mut Frames, lobby: Option<S
     let shown = peers.borrow_and_update().clone();
     if let Some(lobby) = lobby {
         let mut out = Out::new(site, sink, Protocol::Plain, peers, shown);
-        return tokio::select! {
-            end = hear_plain(handle, times, source, pending) => end,
+        let mut hears = pin!(hear_plain(handle, times, source, pending));
+        let end = tokio::select! {
+            end = &mut hears => return end,
             end = settle_plain(unsettled) => end,
             end = out.run(Source::Live(Box::new(lobby)), waiting) => end,
         };
+        return last_words(end, hears).await;
     }
     let Greeted { source: heard, client, acks, burst } = match greet(handle, times, &shown, sink, source).await {
         Ok(greeted) => greeted,
@@ -250,12 +255,22 @@ async fn talk(site: &Site, sink: &mut Sink, source: &mut Frames, lobby: Option<S
     if let Some(messages) = burst {
         out.end_bursts_after(messages);
     }
-    tokio::select! {
-        end = client.hear(handle, times, source, answers.clone(), pending) => end,
+    let mut hears = pin!(client.hear(handle, times, source, answers.clone(), pending));
+    let end = tokio::select! {
+        end = &mut hears => return end,
         end = settle(unsettled, answers.clone()) => end,
         end = acks.keep(answers) => end,
         end = out.run(heard, waiting) => end,
+    };
+    last_words(end, hears).await
+}
+
+/// A client that speaks and goes is noticed by writing to it; what it said before is taken none the less.
+async fn last_words(end: End, hears: impl Future<Output = End>) -> End {
+    if end == End::Gone {
+        let _ = timeout(LAST_WORDS_WAIT, hears).await;
     }
+    end
 }
 
 /// Writes the last words.
