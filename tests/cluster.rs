@@ -283,7 +283,7 @@ fn nonsense_of_a_peer_is_counted_and_dropped_and_harms_nobody() {
         let face = Face { run: raw::run(1), mesh: MESH, port: address.port() };
         let mut peer = Raw::answer(listener.accept().unwrap().0, &face).unwrap();
         eventually(PATIENCE, "it is dialled, found to be there, and heard", || {
-            peer.say(b"mesh", &[hubless::wire::WIRE_VERSION, 0, 0, 0, 0]).unwrap(); // A heartbeat without news.
+            peer.say(b"mesh", &[hubless::wire::WIRE_VERSION, 0, 0, 0, 0, 0]).unwrap(); // A heartbeat without news.
             a.peers().iter().any(|shown| shown.run == face.run)
         });
 
