@@ -288,14 +288,7 @@ impl Replica {
         self.raise(now, self.log.last_life.wall_ms());
         let window: Vec<(Run, Seq)> = self.window.iter().collect();
         for (run, first) in window {
-            let Some(stream) = self.streams.get_mut(&run) else { continue };
-            let Some(kept) = stream.kept(first, first).next().filter(|kept| kept.batch.first() == first) else {
-                continue;
-            };
-            if !stream.taken.covers(first, kept.batch.last()) {
-                stream.taken.insert(first, kept.batch.last());
-                self.append(kept);
-            }
+            self.append_from_window(run, first);
         }
         let runs: Vec<Run> = self.streams.keys().copied().collect();
         for run in runs {
@@ -365,18 +358,22 @@ impl Replica {
         self.look_for_holes(run);
     }
 
+    /// Has the log keep a batch of the window, if it neither has it nor is about to; answers whether that was so.
+    fn append_from_window(&mut self, run: Run, first: Seq) -> bool {
+        let Some(stream) = self.streams.get_mut(&run) else { return false };
+        let kept = stream.kept(first, first).next().filter(|kept| kept.batch.first() == first);
+        let Some(kept) = kept.filter(|kept| !stream.taken.covers(first, kept.batch.last())) else { return false };
+        stream.taken.insert(first, kept.batch.last());
+        self.append(kept);
+        true
+    }
+
     /// Has the log keep what was too much for it before and is still in the window; the rest is asked for again.
     fn append_postponed(&mut self) {
         while !self.log.is_behind()
             && let Some((run, first)) = self.log.postponed.pop_first()
         {
-            let Some(stream) = self.streams.get_mut(&run) else { continue };
-            let Some(kept) = stream.kept(first, first).next().filter(|kept| kept.batch.first() == first) else {
-                continue;
-            };
-            if !stream.taken.covers(first, kept.batch.last()) {
-                stream.taken.insert(first, kept.batch.last());
-                self.append(kept);
+            if self.append_from_window(run, first) {
                 self.look_for_holes(run);
             }
         }
