@@ -3,8 +3,7 @@
 //! They end with the last clone of [`Aside`]. Whoever asks waits for its own answer, so what is queued is bounded by the
 //! number of those who ask.
 
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::oneshot;
 
 use crate::error::Stopped;
 
@@ -16,7 +15,7 @@ type Job = Box<dyn FnOnce() + Send>;
 /// Does work beside every runtime. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Aside {
-    jobs: Sender<Job>,
+    jobs: flume::Sender<Job>,
 }
 
 impl Aside {
@@ -25,14 +24,12 @@ impl Aside {
     /// # Errors
     /// What the system says.
     pub fn new() -> std::io::Result<Aside> {
-        let (jobs, queue) = channel::<Job>();
-        let queue = Arc::new(Mutex::new(queue));
+        // Of those that wait one is woken for each job.
+        let (jobs, queue) = flume::unbounded::<Job>();
         for _ in 0..THREADS {
             let queue = queue.clone();
             std::thread::Builder::new().name("hubless-aside".into()).spawn(move || {
-                while let Some(job) = next(&queue) {
-                    job();
-                }
+                queue.into_iter().for_each(|job| job());
             })?;
         }
         Ok(Aside { jobs })
@@ -43,19 +40,20 @@ impl Aside {
     /// # Errors
     /// [`Stopped`] if it panicked.
     pub async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Stopped> {
-        let (reply, answer) = tokio::sync::oneshot::channel();
-        let job = Box::new(move || {
+        let (reply, answer) = oneshot::channel();
+        self.begin(reply, work);
+        answer.await.map_err(|_| Stopped)
+    }
+
+    /// Has `work` done on one of the threads, which answers through `reply`; it is dropped if the work panicked.
+    pub fn begin<T: Send + 'static>(&self, reply: oneshot::Sender<T>, work: impl FnOnce() -> T + Send + 'static) {
+        // Without a thread that takes it, the job and its reply are dropped, which says so.
+        let _ = self.jobs.send(Box::new(move || {
             let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
             if let Ok(done) = done {
                 // Whoever asked may have gone.
                 let _ = reply.send(done);
             }
-        });
-        self.jobs.send(job).map_err(|_| Stopped)?;
-        answer.await.map_err(|_| Stopped)
+        }));
     }
-}
-
-fn next(queue: &Mutex<Receiver<Job>>) -> Option<Job> {
-    queue.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
 }

@@ -89,10 +89,9 @@ pub(crate) struct Submission {
 }
 
 /// What handles ask of the event loop, publishing aside.
-#[derive(Debug)]
 pub(crate) enum Ask {
     Subscribe { filter: Filter, after: Option<Cursor>, reply: oneshot::Sender<Subscription> },
-    Window { after: Option<Cursor>, reply: oneshot::Sender<Window> },
+    Window { after: Option<Cursor>, take: Box<dyn FnOnce(Window) + Send> },
     HeldBy { id: EntryId, count: usize, on_disk: bool, reply: oneshot::Sender<usize> },
     Standing { ids: Vec<EntryId>, reply: oneshot::Sender<Vec<Standing>> },
     Import { batches: Vec<Kept>, reply: oneshot::Sender<Imported> },
@@ -434,8 +433,10 @@ impl Handle {
     /// event loop knows.
     async fn known(&self, drafts: &mut Vec<Draft>) -> Result<Vec<(usize, Published)>, PublishError> {
         let Some(log) = &self.inner.log else { return Ok(Vec::new()) };
+        // Most keys are new, which is known without waiting for the disk.
+        let may_hold = |key: &Key| log.reader.may_hold(*key);
         let keyed: Vec<(usize, Key)> =
-            drafts.iter().enumerate().filter_map(|(at, draft)| Some((at, draft.key?))).collect();
+            drafts.iter().enumerate().filter_map(|(at, draft)| Some((at, draft.key.filter(may_hold)?))).collect();
         if keyed.is_empty() {
             return Ok(Vec::new());
         }
@@ -633,6 +634,16 @@ impl Handle {
     pub async fn shutdown(&self) {
         // Somebody else's shutdown is as good.
         let _ = self.ask(|reply| Ask::Shutdown { reply }).await;
+    }
+
+    /// Has `work` done with the window, beside the loop that gives it.
+    async fn with_window<T: Send + 'static>(
+        &self,
+        after: Option<Cursor>,
+        work: impl FnOnce(Window) -> T + Send + 'static,
+    ) -> Result<T, Stopped> {
+        let aside = self.inner.aside.clone();
+        self.ask(|reply| Ask::Window { after, take: Box::new(move |window| aside.begin(reply, || work(window))) }).await
     }
 
     async fn ask<T>(&self, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T, Stopped> {

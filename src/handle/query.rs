@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::{Ask, Cursor, Handle, HistoryError, Message, Page, Place, Query, RoomSummary, Stopped, Want, Window};
+use super::{Cursor, Handle, HistoryError, Message, Page, Place, Query, RoomSummary, Want, Window};
 use crate::history::Reader;
 use crate::id::{EntryId, Key, Room};
 use crate::replica::batch::{Batch, Entry};
@@ -18,11 +18,12 @@ impl Handle {
     /// [`HistoryError`]; [`HistoryError::Closed`] also when the node has stopped.
     pub async fn messages(&self, query: Query) -> Result<Page, HistoryError> {
         let after = query.after.clone();
-        let window = self.ask(|reply| Ask::Window { after, reply }).await.map_err(closed)?;
-        match &self.inner.log {
-            None => self.inner.aside.run(move || page(window, query)).await.map_err(closed),
-            Some(log) => log.read(move |reader| log_page(reader, window, query)).await,
-        }
+        let reader = self.inner.log.as_ref().map(|log| log.reader.clone());
+        let page = move |window| match reader {
+            None => Ok(page(window, query)),
+            Some(reader) => log_page(&reader, window, query),
+        };
+        self.with_window(after, page).await.unwrap_or(Err(HistoryError::Closed))
     }
 
     /// The rooms that the node holds messages of, by name.
@@ -30,15 +31,13 @@ impl Handle {
     /// # Errors
     /// [`HistoryError`]; [`HistoryError::Closed`] also when the node has stopped.
     pub async fn rooms(&self) -> Result<Vec<RoomSummary>, HistoryError> {
-        let window = self.ask(|reply| Ask::Window { after: None, reply }).await.map_err(closed)?;
-        let Some(log) = &self.inner.log else {
-            return self.inner.aside.run(move || rooms(&window, BTreeMap::new())).await.map_err(closed);
-        };
-        log.read(move |reader| {
+        let reader = self.inner.log.as_ref().map(|log| log.reader.clone());
+        let listed = move |window| {
+            let logged = reader.map_or(Ok(Vec::new()), |reader| reader.rooms())?;
             let summary = |(room, messages, last): (Room, u64, _)| (room.clone(), RoomSummary { room, messages, last });
-            Ok(rooms(&window, reader.rooms()?.into_iter().map(summary).collect()))
-        })
-        .await
+            Ok(rooms(&window, logged.into_iter().map(summary).collect()))
+        };
+        self.with_window(None, listed).await.unwrap_or(Err(HistoryError::Closed))
     }
 
     /// The next messages in time order after a place, at most `limit`, and where to go on; none after the last. For walks
@@ -57,8 +56,11 @@ impl Handle {
     }
 }
 
-fn closed(_: Stopped) -> HistoryError {
-    HistoryError::Closed
+impl Message {
+    /// Where it stands among all messages, by time.
+    pub fn place(&self) -> Place {
+        Place { hlc: self.hlc, id: self.id }
+    }
 }
 
 fn want(query: &Query) -> Want {
@@ -70,21 +72,22 @@ fn log_page(reader: &Reader, window: Window, query: Query) -> Result<Page, Histo
     let want = want(&query);
     let Some(after) = window.after.clone() else {
         let Query { before, limit, .. } = query;
-        let entries = reader.newest(&want, before, limit.saturating_add(1))?;
-        let mut found: BTreeMap<Place, Entry> = entries.into_iter().map(|entry| (Place::of(&entry), entry)).collect();
+        // Oldest first; one more than asked for tells whether there are older ones.
+        let mut found = reader.newest(&want, before, limit.saturating_add(1))?;
         for entry in window.batches.iter().flat_map(Batch::entries).flatten() {
             let place = Place::of(&entry);
             let fits = want.takes(&entry) && before.is_none_or(|before| place < before);
-            if fits && !is_twin(reader, &entry, &found)? {
-                found.insert(place, entry);
+            let at = found.partition_point(|older| Place::of(older) < place);
+            let known = found.get(at).is_some_and(|other| other.id == entry.id);
+            if fits && !known && !is_twin(reader, &entry, &found)? {
+                found.insert(at, entry);
             }
         }
-        while found.len() > limit.saturating_add(1) {
-            found.pop_first();
-        }
-        let older = found.len() > limit && found.pop_first().is_some();
-        let before = found.first_key_value().map(|(place, _)| *place).filter(|_| older);
-        return Ok(Page { messages: messages(found), after: window.cursor, before, expired: window.expired });
+        let older = found.len() > limit;
+        let messages: Vec<Message> =
+            found.drain(found.len().saturating_sub(limit)..).map(|entry| Message::new(entry, false)).collect();
+        let before = messages.first().map(Message::place).filter(|_| older);
+        return Ok(Page { messages, after: window.cursor, before, expired: window.expired });
     };
     let (mut batches, more) = reader.uncovered(&after, &want, query.limit, PAGE_BYTES_MAX)?;
     if !more {
@@ -104,10 +107,10 @@ fn log_page(reader: &Reader, window: Window, query: Query) -> Result<Page, Histo
 }
 
 /// Whether an entry that is in memory only says again what is shown already.
-fn is_twin(reader: &Reader, entry: &Entry, found: &BTreeMap<Place, Entry>) -> Result<bool, HistoryError> {
+fn is_twin(reader: &Reader, entry: &Entry, found: &[Entry]) -> Result<bool, HistoryError> {
     let Some(key) = entry.key else { return Ok(false) };
     let in_log = reader.find(key)?.is_some_and(|shown| shown.id != entry.id);
-    Ok(in_log || found.values().any(|other| other.key == Some(key) && other.id != entry.id))
+    Ok(in_log || found.iter().any(|other| other.key == Some(key) && other.id != entry.id))
 }
 
 /// A page out of a window, where there is no log.

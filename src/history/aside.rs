@@ -11,11 +11,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use fjall::UserValue;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::read::Reader;
 use super::rows::{self, Stamp, table};
-use super::store::{Fault, Store, View, beside, guarded, read_extent, read_kept};
+use super::store::{Fault, Store, View, beside, checked, guarded, read_extent, read_kept};
 use crate::replica::event::{Kept, Report};
 
 /// How many histories that were moved aside are kept.
@@ -184,7 +185,9 @@ impl Search {
         let mut bad = 0;
         for row in view.rows(rows::below(&[table::SEQ])) {
             let stamp = row.and_then(|(key, value)| read_extent(&key, &value)).map(|extent| extent.stamp);
-            let kept = stamp.and_then(|stamp| if self.wants(&stamp) { view.kept(&stamp).map(Some) } else { Ok(None) });
+            let kept = stamp.and_then(|stamp| {
+                if self.wants(&stamp) { view.kept(&stamp).and_then(checked).map(Some) } else { Ok(None) }
+            });
             self.look(kept, &mut bad);
             if bad > BAD_ROWS_MAX || self.stopped() {
                 break;
@@ -192,7 +195,7 @@ impl Search {
         }
         bad = 0;
         for row in view.rows(rows::below(&[table::BATCH])) {
-            let kept = row.and_then(|(key, value)| self.unknown(&view, &key, &value));
+            let kept = row.and_then(|(key, value)| self.unknown(&view, &key, value));
             self.look(kept, &mut bad);
             if bad > BAD_ROWS_MAX || self.stopped() {
                 break;
@@ -202,10 +205,10 @@ impl Search {
         Ok(())
     }
 
-    fn unknown(&self, view: &View<'_>, key: &[u8], value: &[u8]) -> Result<Option<Kept>, Fault> {
+    fn unknown(&self, view: &View<'_>, key: &[u8], value: UserValue) -> Result<Option<Kept>, Fault> {
         let stamp = Stamp::read(&key[1..]).ok_or_else(|| super::store::bad("batch"))?;
         let known = view.has(&stamp.seq_key()).unwrap_or(false);
-        if known || !self.wants(&stamp) { Ok(None) } else { read_kept(&stamp, value).map(Some) }
+        if known || !self.wants(&stamp) { Ok(None) } else { read_kept(&stamp, value).and_then(checked).map(Some) }
     }
 
     /// What has come back from peers meanwhile is not needed again.

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
 
+use super::filter::KeyFilter;
 use super::rows::{self, Durable, Extent, KeyRow, Numbered, RoomRow, Stamp, Totals, table};
 use super::store::{Changes, Fault, Store, View, bad, read_extent, read_kept, record, stamp_of};
 use crate::id::{Key, Room, Run, Seq};
@@ -20,6 +21,8 @@ use crate::replica::keys::{Namesakes, Place, Standing};
 const EXPIRED_BATCHES_MAX: usize = 1000;
 /// How many records one slice of retention looks at.
 const LOOKED_AT_MAX: usize = 4000;
+/// Batches without a number that are remembered beyond a commit.
+const UNNUMBERED_MAX: usize = 4096;
 
 /// What a disk has to take before it counts as working again: a small write may find room where the next one does not.
 const PROBE_BYTES: usize = 1024 * 1024;
@@ -34,6 +37,10 @@ pub(super) struct Log {
     /// Nothing is before these, so that traces of what has gone are not read again and again.
     oldest_key: Vec<u8>,
     oldest_number: u64,
+    /// Batches that were appended and have no number yet: they get it most often at once, without being looked up. Others
+    /// are on disk only.
+    unnumbered: BTreeMap<(Run, Seq), Extent>,
+    keys: Arc<KeyFilter>,
     pending: Pending,
 }
 
@@ -42,8 +49,6 @@ pub(super) struct Log {
 struct Pending {
     changes: Changes,
     bytes: usize,
-    /// Batches that are appended by it.
-    extents: BTreeMap<(Run, Seq), Extent>,
     /// Rows that it changes, as they will be.
     keys: HashMap<Key, Option<KeyRow>>,
     rooms: HashMap<Room, RoomRow>,
@@ -75,7 +80,7 @@ pub(super) struct Due {
 
 impl Log {
     /// Reads the state of the log that `store` opened, and notes that `run` writes it from now on.
-    pub fn load(store: Arc<Store>) -> Result<Log, Fault> {
+    pub fn load(store: Arc<Store>, keys: Arc<KeyFilter>) -> Result<Log, Fault> {
         let (origins, totals) = (BTreeMap::new(), Totals::default());
         let pending = Pending::default();
         let mut log = Log {
@@ -85,6 +90,8 @@ impl Log {
             next_due_ms: None,
             oldest_key: vec![table::BATCH],
             oldest_number: 0,
+            unnumbered: BTreeMap::new(),
+            keys,
             pending,
         };
         let store = log.store.clone();
@@ -171,7 +178,7 @@ impl Log {
         }
         self.put(key, record);
         self.put(stamp.seq_key(), extent.value());
-        self.pending.extents.insert((run, first), extent);
+        self.unnumbered.insert((run, first), extent);
         self.pending.touched.insert(run);
         self.index(batch)?;
         self.pending.stored.push(span);
@@ -204,7 +211,9 @@ impl Log {
 
     /// Takes an entry with a key; answers whether it is shown.
     fn name(&mut self, key: Key, place: Place, room: &Room) -> Result<bool, Fault> {
-        let Some(mut row) = self.key(key)? else {
+        let known = self.key(key)?;
+        self.keys.add(key);
+        let Some(mut row) = known else {
             self.pending.keys.insert(key, Some(KeyRow { namesakes: Namesakes::first(place), room: room.clone() }));
             return Ok(true);
         };
@@ -229,6 +238,7 @@ impl Log {
                 continue;
             }
             origin.admitted.insert(extent.stamp.first, extent.last());
+            self.unnumbered.remove(&(span.run, extent.stamp.first));
             self.totals.admitted += 1;
             self.pending.totals = true;
             self.pending.touched.insert(span.run);
@@ -322,7 +332,7 @@ impl Log {
                 oldest_stays.get_or_insert(key.to_vec());
                 break; // What follows is younger still.
             }
-            let kept = read_kept(&stamp, &value)?;
+            let kept = read_kept(&stamp, value)?;
             // Later entries of an origin never go before earlier ones.
             let oldest = self.origins.get(&stamp.run).and_then(|origin| origin.stored.iter().next());
             let oldest = oldest.is_some_and(|(first, _)| first == stamp.first);
@@ -368,6 +378,7 @@ impl Log {
         self.pending.touched.insert(stamp.run);
         let newest = self.pending.expired.entry(stamp.run).or_default();
         *newest = batch.hlc_last().max(*newest);
+        self.unnumbered.remove(&(stamp.run, stamp.first));
         self.pending.changes.extend([(stamp.batch_key(), None), (stamp.seq_key(), None)]);
         let mut rooms: BTreeMap<Room, u64> = BTreeMap::new();
         for entry in batch.entries().flatten() {
@@ -427,6 +438,9 @@ impl Log {
         if !pending.changes.is_empty() {
             self.store.commit(pending.changes, sync && pending.sync)?;
         }
+        if self.unnumbered.len() > UNNUMBERED_MAX {
+            self.unnumbered.clear();
+        }
         let mut reports = Vec::new();
         if !pending.stored.is_empty() {
             reports.push(Report::Stored(pending.stored));
@@ -444,7 +458,7 @@ impl Log {
 
     /// The batch of `run` that begins at `first`, be it on disk or about to be.
     fn extent(&self, run: Run, first: Seq) -> Result<Option<Extent>, Fault> {
-        if let Some(extent) = self.pending.extents.get(&(run, first)) {
+        if let Some(extent) = self.unnumbered.get(&(run, first)) {
             return Ok(Some(*extent));
         }
         let key = rows::seq_key(run, first);
@@ -456,7 +470,7 @@ impl Log {
         let Span { run, first, last } = span;
         let mut found = BTreeMap::new();
         let mut next = first;
-        for (_, extent) in self.pending.extents.range((run, first)..=(run, last.max(first))) {
+        for (_, extent) in self.unnumbered.range((run, first)..=(run, last.max(first))) {
             if extent.stamp.first == next {
                 next = extent.last().next();
             }
@@ -476,6 +490,7 @@ impl Log {
     fn key(&self, key: Key) -> Result<Option<KeyRow>, Fault> {
         match self.pending.keys.get(&key) {
             Some(row) => Ok(row.clone()),
+            None if !self.keys.may_hold(key) => Ok(None),
             None => self.store.view().key_row(key),
         }
     }

@@ -11,6 +11,7 @@
 
 mod aside;
 mod ask;
+mod filter;
 mod log;
 mod read;
 mod rows;
@@ -35,6 +36,7 @@ use crate::error::{HistoryError, StartError};
 use crate::id::{Run, Seq};
 use crate::metrics::Metrics;
 use crate::replica::event::{Load, Opened, Order, Report};
+use filter::KeyFilter;
 use store::Store;
 use writer::Writer;
 
@@ -98,10 +100,11 @@ enum Command {
     Close,
 }
 
-/// What threads of one history share: the log that is open now, if any.
+/// What threads of one history share: the log that is open now, if any, and the keys of all that were open.
 #[derive(Debug)]
 struct Shared {
     store: RwLock<Option<Arc<Store>>>,
+    keys: Arc<KeyFilter>,
     generation: AtomicU64,
 }
 
@@ -122,7 +125,11 @@ impl History {
         let (commands, inbox) = channel();
         let (health_out, health) = watch::channel(Health::Working);
         let (admitted_out, admitted) = watch::channel(0);
-        let shared = Arc::new(Shared { store: RwLock::new(None), generation: AtomicU64::new(0) });
+        let shared = Arc::new(Shared {
+            store: RwLock::new(None),
+            keys: Arc::new(KeyFilter::new()),
+            generation: AtomicU64::new(0),
+        });
         let reader = Reader::new(shared.clone(), commands.clone());
         let mut writer =
             Writer::new(options, metrics, shared, commands.clone(), reports.clone(), health_out, admitted_out);

@@ -64,12 +64,13 @@ impl Reader {
     /// [`HistoryError`], as everything here.
     pub fn newest(&self, want: &Want, before: Option<Place>, limit: usize) -> Result<Vec<Entry>, HistoryError> {
         self.read(|view| {
-            let mut found: BTreeMap<Place, Entry> = BTreeMap::new();
+            // The newest first.
+            let mut found: Vec<Entry> = Vec::new();
             let upper = before.map_or(want.until(), |before| before.hlc.min(want.until()));
             let lower = Hlc(want.since().0.saturating_sub(BATCH_TICKS_MAX));
             for record in batches(view, want.room.as_ref(), lower, upper).rev() {
                 let record = record?;
-                let lowest = found.first_key_value().map_or(Hlc::default(), |(place, _)| place.hlc);
+                let lowest = found.last().map_or(Hlc::default(), |entry| entry.hlc);
                 let full = found.len() >= limit;
                 if limit == 0 || (full && record.stamp.hlc.plus(BATCH_TICKS_MAX) < lowest) {
                     break;
@@ -79,25 +80,22 @@ impl Reader {
                 }
                 let batch = record.batch()?;
                 let in_time = |entry: &Entry| before.is_none_or(|before| Place::of(entry) < before);
-                let wanted: Vec<Entry> =
-                    batch.entries().flatten().filter(|entry| in_time(entry) && want.takes(entry)).collect();
                 // The newest first: of a large batch most are too old.
-                for entry in wanted.into_iter().rev() {
+                for entry in batch.entries().flatten().rev().filter(|entry| in_time(entry) && want.takes(entry)) {
                     let place = Place::of(&entry);
-                    if found.len() >= limit && found.first_key_value().is_some_and(|(first, _)| place < *first) {
+                    let at = found.partition_point(|newer| Place::of(newer) > place);
+                    if at >= limit {
                         break;
                     }
-                    if !is_shown(view, &entry)? {
-                        continue;
-                    }
-                    found.insert(place, entry);
-                    if found.len() > limit {
-                        found.pop_first();
+                    if is_shown(view, &entry)? {
+                        found.insert(at, entry);
+                        found.truncate(limit);
                     }
                 }
                 view.check_open()?;
             }
-            Ok(found.into_values().collect())
+            found.reverse();
+            Ok(found)
         })
     }
 
@@ -224,6 +222,11 @@ impl Reader {
     /// [`HistoryError`], as everything here.
     pub fn find(&self, key: Key) -> Result<Option<Place>, HistoryError> {
         self.read(|view| Ok(view.key_row(key)?.map(|row| row.namesakes.smallest)))
+    }
+
+    /// Whether the log may hold an entry with this key: false is certain, and cost no look at the disk.
+    pub fn may_hold(&self, key: Key) -> bool {
+        self.shared.keys.may_hold(key)
     }
 
     /// The entry of this name, be it a twin or not.
@@ -354,7 +357,7 @@ impl Reader {
                     break;
                 }
                 let stamp = Stamp::read(&key[1..]).ok_or_else(|| bad("batch"))?;
-                found.push(read_kept(&stamp, &value)?);
+                found.push(read_kept(&stamp, value)?);
             }
             Ok(found)
         })
@@ -430,8 +433,8 @@ impl Record {
         self.stamp.hlc.plus(count.map_or(0, |count| u64::from(u32::from_le_bytes(*count)).saturating_sub(1)))
     }
 
-    fn batch(&self) -> Result<Batch, Fault> {
-        read_kept(&self.stamp, &self.value).map(|kept| kept.batch)
+    fn batch(self) -> Result<Batch, Fault> {
+        read_kept(&self.stamp, self.value).map(|kept| kept.batch)
     }
 }
 

@@ -10,9 +10,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::Command;
+use super::filter::KeyFilter;
 use super::rows::{self, Durable, KeyRow, Numbered, RoomRow, Stamp, Totals, table};
-use super::store::{Fault, Store, View, bad, guarded, read_extent, read_kept};
-use crate::id::Run;
+use super::store::{Fault, Store, View, bad, checked, guarded, read_extent, read_kept};
+use crate::id::{Key, Run};
 use crate::replica::event::OnDisk;
 use crate::replica::ranges::RangeSet;
 
@@ -24,9 +25,9 @@ const SLICE_BYTES: usize = 2 * 1024 * 1024;
 const PAUSE: Duration = Duration::from_millis(3);
 
 /// Starts it; none if there is no thread to be had: it is done at the next opening then.
-pub(super) fn start(store: Arc<Store>, commands: Sender<Command>) -> Option<JoinHandle<()>> {
+pub(super) fn start(store: Arc<Store>, keys: Arc<KeyFilter>, commands: Sender<Command>) -> Option<JoinHandle<()>> {
     let work = move || {
-        let found = guarded(|| check(&store));
+        let found = guarded(|| check(&store, &keys));
         match found {
             Ok(()) => store.set_checked(),
             Err(Fault::Damaged(what)) => _ = commands.send(Command::Damaged(store.generation, what)),
@@ -36,10 +37,12 @@ pub(super) fn start(store: Arc<Store>, commands: Sender<Command>) -> Option<Join
     std::thread::Builder::new().name("history-scrub".into()).spawn(work).ok()
 }
 
-/// Reads everything; an error says what does not fit.
-pub(super) fn check(store: &Store) -> Result<(), Fault> {
+/// Reads everything, and adds the keys that it finds; an error says what does not fit.
+pub(super) fn check(store: &Store, keys: &KeyFilter) -> Result<(), Fault> {
     let view = store.view();
-    Scrub { view: &view, rows: 0, bytes: 0 }.all()
+    let mut scrub = Scrub { view: &view, rows: 0, bytes: 0 };
+    scrub.keys(keys)?;
+    scrub.all()
 }
 
 /// One reading; counts what the current slice has taken.
@@ -62,6 +65,21 @@ impl Scrub<'_> {
         }
         self.numbers(&mut origins, totals.admitted)?;
         self.rest()
+    }
+
+    /// Keys come first: as long as not all are known, publishes with a key ask the disk.
+    fn keys(&mut self, keys: &KeyFilter) -> Result<(), Fault> {
+        for row in self.view.rows(rows::below(&[table::KEY])) {
+            let (key, value) = row?;
+            self.pace(value.len())?;
+            let name = key.get(1..).and_then(|name| name.try_into().ok()).map(Key);
+            match name.filter(|_| KeyRow::read(&value).is_some()) {
+                Some(key) => keys.add(key),
+                None => return Err(bad("key")),
+            }
+        }
+        keys.set_complete();
+        Ok(())
     }
 
     fn totals(&self) -> Result<Totals, Fault> {
@@ -110,11 +128,12 @@ impl Scrub<'_> {
             let (key, value) = row?;
             self.pace(value.len())?;
             let stamp = Stamp::read(&key[1..]).ok_or_else(|| bad("batch"))?;
-            let kept = read_kept(&stamp, &value)?;
+            let bytes = value.len();
+            let kept = checked(read_kept(&stamp, value)?)?;
             let by_seq = stamp.seq_key();
             let extent = self.view.get(&by_seq)?.map(|value| read_extent(&by_seq, &value)).transpose()?;
             let fits = extent.is_some_and(|extent| {
-                extent.stamp == stamp && extent.count == kept.batch.count() && extent.bytes as usize == value.len()
+                extent.stamp == stamp && extent.count == kept.batch.count() && extent.bytes as usize == bytes
             });
             if !fits {
                 return Err(Fault::Damaged(format!("the record of {stamp:?} is not known by its seq")));
@@ -164,7 +183,6 @@ impl Scrub<'_> {
         }
         for (table, reads) in [
             (table::ROOM, (|_: &[u8], value: &[u8]| RoomRow::read(value).is_some()) as fn(&[u8], &[u8]) -> bool),
-            (table::KEY, |_, value| KeyRow::read(value).is_some()),
             (table::DURABLE, |key, value| Durable::read(key, value).is_some()),
         ] {
             for row in self.view.rows(rows::below(&[table])) {

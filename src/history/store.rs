@@ -61,6 +61,10 @@ pub(super) enum Fault {
     Closing,
 }
 
+/// How far work in the background gives way: it gets a third of what each of the others gets, while these want all.
+#[cfg(target_os = "linux")]
+const NICE: i32 = 5;
+
 /// Where the database keeps what it writes beside its journals.
 const KEYSPACES_FOLDER: &str = "keyspaces";
 
@@ -283,7 +287,7 @@ impl View<'_> {
     pub fn kept(&self, stamp: &Stamp) -> Result<Kept, Fault> {
         let value = self.get(&stamp.batch_key())?;
         let value = value.ok_or_else(|| Fault::Damaged(format!("the record of {stamp:?} is not there")))?;
-        read_kept(stamp, &value)
+        read_kept(stamp, value)
     }
 
     pub fn key_row(&self, key: Key) -> Result<Option<KeyRow>, Fault> {
@@ -305,22 +309,35 @@ pub(super) fn record(kept: &Kept) -> Vec<u8> {
     value
 }
 
-/// Reads a record and checks that it is the batch that its key names.
-pub(super) fn read_kept(stamp: &Stamp, value: &[u8]) -> Result<Kept, Fault> {
+/// Reads a record and checks that it is the batch that its key names. Its body was hashed before it was kept, and the
+/// database has checksums of what it reads; whoever looks for damage hashes it again.
+pub(super) fn read_kept(stamp: &Stamp, value: UserValue) -> Result<Kept, Fault> {
     let wrong = |what: &dyn std::fmt::Display| Fault::Damaged(format!("the record of {stamp:?}: {what}"));
     let (arrived, bytes) = value.split_first_chunk::<8>().ok_or_else(|| wrong(&"too short"))?;
+    let arrived_ms = u64::from_be_bytes(*arrived);
     if bytes.len() > BATCH_BYTES_MAX {
         return Err(wrong(&"too long"));
     }
-    let batch = Batch::parse(Bytes::copy_from_slice(bytes)).map_err(|error| wrong(&error))?;
+    // What does not stand apart is a slice of its block, and would keep all of that.
+    let apart = value.len() >= APART_BYTES_MIN as usize;
+    let bytes = if apart { Bytes::from(value).slice(8..) } else { Bytes::copy_from_slice(bytes) };
+    let batch = Batch::checked_before(bytes).map_err(|error| wrong(&error))?;
     if stamp_of(&batch) != *stamp {
         return Err(wrong(&"another batch"));
     }
-    Ok(Kept { batch, arrived_ms: u64::from_be_bytes(*arrived) })
+    Ok(Kept { batch, arrived_ms })
 }
 
 pub(super) fn stamp_of(batch: &Batch) -> Stamp {
     Stamp { hlc: batch.hlc(), run: batch.origin(), first: batch.first() }
+}
+
+/// A record that was hashed again.
+pub(super) fn checked(kept: Kept) -> Result<Kept, Fault> {
+    match kept.batch.check() {
+        Ok(()) => Ok(kept),
+        Err(error) => Err(Fault::Damaged(format!("the record of {:?}: {error}", stamp_of(&kept.batch)))),
+    }
 }
 
 /// A row of `table` that does not read.
@@ -336,8 +353,29 @@ pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T, Fault>) -> Result<T, F
     })
 }
 
-/// fjall with the options of this log. The caller guards against panics.
+/// fjall with the options of this log, and its workers in the background. The caller guards against panics.
 fn open_fjall(folder: &Path) -> Result<(Database, Keyspace), Fault> {
+    // Its workers inherit the priority of the thread that opens it.
+    let opened = std::thread::scope(|scope| {
+        let opens = || {
+            give_way();
+            open_here(folder)
+        };
+        scope.spawn(opens).join()
+    });
+    opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Lets this thread, and those that it starts, wait for whoever else wants the processor: sorting the log takes seconds,
+/// a message that waits for it takes part of one. Only Linux knows priorities of threads.
+pub(super) fn give_way() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::nice(NICE) {
+        tracing::debug!(%error, "the log is sorted at full priority");
+    }
+}
+
+fn open_here(folder: &Path) -> Result<(Database, Keyspace), Fault> {
     let database = Database::builder(folder).cache_size(CACHE_BYTES).worker_threads(2).open()?;
     let rows = database.keyspace("log", || {
         KeyspaceCreateOptions::default()

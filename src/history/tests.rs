@@ -518,7 +518,7 @@ fn heal(folder: &Path, expected: &[Batch]) -> (bool, usize) {
         }
     }
     let store = Store::open(&folder.join("history"), 0).unwrap();
-    scrub::check(&store).unwrap();
+    scrub::check(&store, &KeyFilter::new()).unwrap();
     (folder.join("history.damaged-1").exists(), found)
 }
 

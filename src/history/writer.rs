@@ -318,7 +318,7 @@ impl Writer {
             aside::renew(&folder)?;
         }
         let store = Arc::new(Store::open(&folder, self.shared.next_generation())?);
-        let log = guarded(|| Log::load(store.clone()));
+        let log = guarded(|| Log::load(store.clone(), self.shared.keys.clone()));
         let opened = log.and_then(|mut log| {
             let opened = log.opened();
             log.begin(self.options.run);
@@ -335,7 +335,7 @@ impl Writer {
             return opened;
         }
         self.shared.replace(Some(store.clone()));
-        self.scrub = scrub::start(store, self.commands.clone());
+        self.scrub = scrub::start(store, self.shared.keys.clone(), self.commands.clone());
         self.retry_at = None;
         self.health.send_replace(Health::Working);
         opened

@@ -66,16 +66,14 @@ impl Loop {
                 let _ = reply.send(subscription);
                 self.feeds.push(feed);
             }
-            Ask::Window { mut after, reply } => {
+            Ask::Window { mut after, take } => {
                 let expired = after.as_mut().map_or(0, |after| self.replica.give_up(after));
                 let batches = match &self.log {
                     Some(_) => self.replica.unstored(),
                     None => self.replica.window().cloned().collect(),
                 };
                 let cursor = if after.is_none() { self.replica.cursor() } else { Cursor::new() };
-                let window = Window { batches, cursor, after, expired };
-                // Whoever asked may have gone.
-                let _ = reply.send(window);
+                take(Window { batches, cursor, after, expired });
             }
             Ask::HeldBy { id, count, on_disk, reply } => {
                 self.held_asks.push(HeldAsk { id, count, on_disk, reply });

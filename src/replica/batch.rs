@@ -233,6 +233,23 @@ enum WireContent<'a> {
     Data { mime: &'a str, data: &'a [u8] },
 }
 
+/// A [`WireEntry`] of which only the length is asked, not what is in it.
+#[derive(bincode::BorrowDecode)]
+#[expect(dead_code, reason = "it is decoded for its length")]
+struct WireShape<'a> {
+    room: &'a [u8],
+    name: Option<&'a [u8]>,
+    via: Via,
+    content: ShapeContent<'a>,
+}
+
+#[derive(bincode::BorrowDecode)]
+#[expect(dead_code, reason = "it is decoded for its length")]
+enum ShapeContent<'a> {
+    Text(&'a [u8]),
+    Data { mime: &'a [u8], data: &'a [u8] },
+}
+
 /// An encoded batch, whose header has been read and whose body has been hashed. Cheap to clone.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Batch {
@@ -249,6 +266,16 @@ impl Batch {
     /// # Errors
     /// Whatever of [`BatchError`] fits, but never [`BatchError::Body`].
     pub fn parse(bytes: Bytes) -> Result<Batch, BatchError> {
+        let batch = Batch::checked_before(bytes)?;
+        batch.check()?;
+        Ok(batch)
+    }
+
+    /// Reads the header of bytes that were parsed before and kept by what notices when they change.
+    ///
+    /// # Errors
+    /// Whatever of [`BatchError`] fits, but never [`BatchError::Body`] or [`BatchError::Hash`].
+    pub fn checked_before(bytes: Bytes) -> Result<Batch, BatchError> {
         if bytes.len() <= HEADER_BYTES || bytes.len() > BATCH_BYTES_MAX {
             return Err(BatchError::Length);
         }
@@ -268,10 +295,16 @@ impl Batch {
         if !fits {
             return Err(BatchError::Range);
         }
-        if *blake3::hash(&bytes[HEADER_BYTES..]).as_bytes() != bytes[BODY_HASH_OFFSET..BODY_HASH_OFFSET + 32] {
-            return Err(BatchError::Hash);
-        }
         Ok(Batch { bytes, origin, first: Seq(first), count, hlc })
+    }
+
+    /// Checks the body against its hash.
+    ///
+    /// # Errors
+    /// [`BatchError::Hash`].
+    pub fn check(&self) -> Result<(), BatchError> {
+        let same = *blake3::hash(&self.bytes[HEADER_BYTES..]).as_bytes() == self.body_hash();
+        same.then_some(()).ok_or(BatchError::Hash)
     }
 
     /// The bytes: the same from its origin to every log.
@@ -343,11 +376,24 @@ impl Batch {
             }
             Err(_) => ("".into(), Vec::new(), usize::MAX),
         };
-        Entries { batch: self.clone(), index: 0, at, name, keys, room: None }
+        Entries { batch: self.clone(), index: 0, end: self.count, at, name, keys, room: None, starts: Vec::new() }
     }
 
     fn preamble(&self) -> Result<(WirePreamble<'_>, usize), BatchError> {
         bincode::borrow_decode_from_slice(&self.bytes[HEADER_BYTES..], CODING).map_err(|_| BatchError::Body)
+    }
+
+    /// The entry of this index, which begins at this byte, and how many bytes it takes. Its room is not checked.
+    fn read(&self, index: u32, at: usize) -> Result<(WireEntry<'_>, usize), BatchError> {
+        let rest = self.bytes.get(at..).ok_or(BatchError::Body)?;
+        let (wire, used): (WireEntry<'_>, usize) =
+            bincode::borrow_decode_from_slice(rest, CODING).map_err(|_| BatchError::Body)?;
+        let last = index + 1 == self.count;
+        let name_fits = wire.name.is_none_or(|name| name.len() <= NAME_BYTES_MAX);
+        if (last && used != rest.len()) || !name_fits {
+            return Err(BatchError::Body);
+        }
+        Ok((wire, used))
     }
 }
 
@@ -357,42 +403,79 @@ impl std::fmt::Debug for Batch {
     }
 }
 
-/// Iterates over the entries of a [`Batch`]; payloads share its bytes.
+/// Iterates over the entries of a [`Batch`], from either end; payloads share its bytes.
+///
+/// The first step from the back looks where each entry begins; what is not asked for is never made. Of a batch that does
+/// not decode the front gives what is before the first fault, the back what is behind the last one, too.
 #[derive(Clone, Debug)]
 pub struct Entries {
     batch: Batch,
+    /// The next from the front.
     index: u32,
+    /// All from this one on were given, or do not decode.
+    end: u32,
+    /// Where the next from the front begins.
     at: usize,
     name: Arc<str>,
     keys: Vec<(u32, [u8; 16])>,
     /// The room of the entry before, most often that of the next one, too.
     room: Option<Room>,
+    /// Where those begin that are left, once it was looked for.
+    starts: Vec<u32>,
 }
 
 impl Iterator for Entries {
     type Item = Result<Entry, BatchError>;
 
     fn next(&mut self) -> Option<Result<Entry, BatchError>> {
-        if self.index >= self.batch.count {
+        if self.index >= self.end {
             return None;
         }
-        let entry = self.decode();
-        self.index = if entry.is_ok() { self.index + 1 } else { self.batch.count };
-        Some(entry)
+        let entry = self.decode(self.index, self.at);
+        match entry {
+            Ok((_, used)) => (self.index, self.at) = (self.index + 1, self.at + used),
+            Err(_) => self.index = self.end,
+        }
+        Some(entry.map(|(entry, _)| entry))
+    }
+}
+
+impl DoubleEndedIterator for Entries {
+    fn next_back(&mut self) -> Option<Result<Entry, BatchError>> {
+        if self.index >= self.end {
+            return None;
+        }
+        if self.starts.is_empty()
+            && let Err(error) = self.look_ahead()
+        {
+            return Some(Err(error));
+        }
+        self.end -= 1;
+        let at = self.starts.pop()? as usize;
+        Some(self.decode(self.end, at).map(|(entry, _)| entry))
     }
 }
 
 impl Entries {
-    fn decode(&mut self) -> Result<Entry, BatchError> {
-        let bytes = &self.batch.bytes;
-        let rest = bytes.get(self.at..).ok_or(BatchError::Body)?;
-        let (wire, used): (WireEntry<'_>, usize) =
-            bincode::borrow_decode_from_slice(rest, CODING).map_err(|_| BatchError::Body)?;
-        let last = self.index + 1 == self.batch.count;
-        let name_fits = wire.name.is_none_or(|name| name.len() <= NAME_BYTES_MAX);
-        if (last && used != rest.len()) || !name_fits {
-            return Err(BatchError::Body);
+    /// Finds where the entries that are left begin, up to the first that has no length.
+    fn look_ahead(&mut self) -> Result<(), BatchError> {
+        let mut at = self.at;
+        for index in self.index..self.end {
+            let rest = self.batch.bytes.get(at..).unwrap_or_default();
+            let Ok((_, used)) = bincode::borrow_decode_from_slice::<WireShape<'_>, _>(rest, CODING) else {
+                self.end = index;
+                return Err(BatchError::Body);
+            };
+            // A batch is far smaller than 4 GiB.
+            self.starts.push(at as u32);
+            at += used;
         }
+        Ok(())
+    }
+
+    fn decode(&mut self, index: u32, at: usize) -> Result<(Entry, usize), BatchError> {
+        let (wire, used) = self.batch.read(index, at)?;
+        let bytes = &self.batch.bytes;
         let room = match &self.room {
             Some(room) if room.as_str() == wire.room => room.clone(),
             _ => Room::new(wire.room).map_err(|_| BatchError::Body)?,
@@ -401,7 +484,6 @@ impl Entries {
             WireContent::Text(text) => Payload::Text(Text(bytes.slice_ref(text.as_bytes()))),
             WireContent::Data { mime, data } => Payload::Data { mime: mime.into(), data: bytes.slice_ref(data) },
         };
-        let index = self.index;
         let entry = Entry {
             id: EntryId { run: self.batch.origin, seq: Seq(self.batch.first.0 + u64::from(index)) },
             room: room.clone(),
@@ -412,8 +494,7 @@ impl Entries {
             key: self.keys.binary_search_by_key(&index, |(at, _)| *at).ok().map(|at| Key(self.keys[at].1)),
         };
         self.room = Some(room);
-        self.at += used;
-        Ok(entry)
+        Ok((entry, used))
     }
 }
 
@@ -561,11 +642,31 @@ mod tests {
     }
 
     #[test]
+    fn from_the_back_come_the_same_entries_whatever_was_taken_from_the_front() {
+        let mut drafts: Vec<Draft> = (0..40).map(|number| draft(&"x".repeat(number))).collect();
+        drafts[7].room = Room::new("other").unwrap();
+        drafts[9].key = Some(Key([9; 16]));
+        let batch = author().encode(&drafts);
+        let all: Vec<Entry> = batch.entries().map(Result::unwrap).collect();
+        for front in 0..=all.len() {
+            let mut entries = batch.entries();
+            assert!(entries.by_ref().take(front).flatten().eq(all[..front].iter().cloned()));
+            assert_eq!(entries.next_back(), all[front..].last().cloned().map(Ok));
+            assert_eq!(entries.next(), all[front..].first().filter(|_| front + 1 < all.len()).cloned().map(Ok));
+            let rest: Vec<Entry> = entries.rev().map(Result::unwrap).collect();
+            let left = all.get(front + 1..all.len() - 1).unwrap_or_default();
+            assert!(rest.into_iter().rev().eq(left.iter().cloned()), "{front} from the front");
+        }
+    }
+
+    #[test]
     fn a_body_that_lies_about_its_entries_ends_with_an_error() {
         let mut bytes = author().encode(&[draft("hello")]).bytes().to_vec();
         bytes[FIRST_OFFSET + 8] = 2;
         let batch = Batch::parse(bytes.into()).unwrap();
         let entries: Vec<_> = batch.entries().collect();
         assert_eq!(entries.last(), Some(&Err(BatchError::Body)));
+        let backwards: Vec<_> = batch.entries().rev().collect();
+        assert!(backwards.into_iter().rev().eq(entries));
     }
 }

@@ -270,10 +270,10 @@ pub(super) async fn messages(handle: &Handle, searching: &Arc<Mutex<()>>, query:
             let limit = query.limit;
             let (mut messages, mut next) = handle.scan(query, from).await?;
             // A node without a history answers with all that it holds.
-            messages.retain(|message| from.is_none_or(|from| from < place(message)));
+            messages.retain(|message| from.is_none_or(|from| from < message.place()));
             if messages.len() > limit {
                 messages.truncate(limit);
-                next = messages.last().map(place);
+                next = messages.last().map(Message::place);
             }
             let next = next.map(|place| place.to_string());
             Ok(json(StatusCode::OK, &WalkBody { messages: objects(handle, &messages).await?, next }))
@@ -291,10 +291,6 @@ async fn search(handle: Handle, searching: Arc<Mutex<()>>, query: Query) -> Resu
         page
     });
     looking.await.unwrap_or(Err(HistoryError::Closed))
-}
-
-fn place(message: &Message) -> Place {
-    Place { hlc: message.hlc, id: message.id }
 }
 
 /// Messages as they are shown, each with how safe it is.

@@ -77,9 +77,9 @@ impl Keeper {
                 self.feeds.push(feed);
                 let _ = reply.send(subscription);
             }
-            Ask::Window { after, reply } => {
+            Ask::Window { after, take } => {
                 let (batches, cursor) = (self.batches.clone(), self.cursor());
-                let _ = reply.send(Window { batches, cursor, after, expired: 0 });
+                take(Window { batches, cursor, after, expired: 0 });
             }
             Ask::HeldBy { count: 0, reply, .. } => drop(reply.send(0)),
             Ask::HeldBy { reply, .. } => self.waiting.push(reply),
