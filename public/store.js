@@ -84,13 +84,16 @@ function fromWire(raw) {
   };
 }
 
+/** A node's id in letters that sort as its bytes do: in base32 the digits stand behind the letters. */
+const sortable = node => node.replace(/[2-7]/g, digit => '{|}~\x7f\x80'[digit - 2]);
+
 /** By the node's time, then by id: node, epoch, and seq as a number. */
 function order(a, b) {
   if (!a.placed || !b.placed) return a.placed - b.placed ? (a.placed ? -1 : 1) : a.turn - b.turn;
   if (a.hlc !== b.hlc) return a.hlc < b.hlc ? -1 : 1;
   const [nodeA, epochA, seqA = ''] = a.id.split('.');
   const [nodeB, epochB, seqB = ''] = b.id.split('.');
-  if (nodeA !== nodeB) return nodeA < nodeB ? -1 : 1;
+  if (nodeA !== nodeB) return sortable(nodeA) < sortable(nodeB) ? -1 : 1;
   if (epochA !== epochB) return epochA < epochB ? -1 : 1;
   return seqA.length - seqB.length || (seqA < seqB ? -1 : +(seqA > seqB));
 }

@@ -194,7 +194,8 @@ await check('what was not sent is sent by the next page of this browser', async 
   await context.close();
 });
 
-await check('catching up and a disk that takes nothing are shown', async () => {
+/** A page, and what gives it frames as the node does. */
+async function spokenTo() {
   const context = await browser.newContext(DESKTOP);
   const page = await context.newPage();
   let toPage;
@@ -205,6 +206,27 @@ await check('catching up and a disk that takes nothing are shown', async () => {
   });
   await page.goto(urlA);
   await live(page);
+  return { context, page, toPage };
+}
+
+await check('what two nodes say at one moment stands in the order of the log', async () => {
+  const { context, page, toPage } = await spokenTo();
+  const time = new Date();
+  const hlc = (BigInt(time.getTime()) << 16n).toString(16).padStart(16, '0');
+  // In base32 `w` is 22 and `5` is 29, though `5` sorts first.
+  const say = (node, seq) => toPage({
+    type: 'message', id: `${node.repeat(52)}.00000000000000aa.${seq}`, node: node.repeat(52), room: 'lobby', name: 'ina',
+    time: time.toISOString(), hlc, via: 'mesh', state: 'sent', stored_by: 0, verified: false, text: `moment ${node} ${seq}`,
+  });
+  [['5', 9], ['w', 10], ['7', 1], ['w', 9], ['a', 1]].forEach(([node, seq]) => say(node, seq));
+  await eventually('all are there', () => texts(page).then(found => found.filter(text => /^moment/.test(text)).length === 5));
+  const found = (await texts(page)).filter(text => /^moment/.test(text));
+  assert.deepEqual(found, ['moment a 1', 'moment w 9', 'moment w 10', 'moment 5 9', 'moment 7 1']);
+  await context.close();
+});
+
+await check('catching up and a disk that takes nothing are shown', async () => {
+  const { context, page, toPage } = await spokenTo();
   assert.equal(await page.locator('#disk').isVisible(), false);
   toPage({ type: 'catch_up', missing: 37_700, done: 12_300 });
   await eventually('progress shows', () => page.locator('#catch-up').isVisible());
