@@ -521,6 +521,10 @@ impl Replica {
                     self.counters.gaps += 1;
                     self.notify(Notice::Gap { origin, missing, reason: Missing::Late });
                 }
+                Step::Lost(missing) => {
+                    self.counters.missing = self.counters.missing.saturating_add(missing);
+                    self.notify(Notice::Gap { origin, missing, reason: Missing::Lost });
+                }
             }
         }
     }

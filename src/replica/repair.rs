@@ -18,7 +18,7 @@ use super::{Mutant, RANGES_MAX, Replica, Source};
 use crate::id::{Run, Seq};
 
 /// A request asks for at most so many bytes.
-pub const REQUEST_BYTES_MAX: u32 = 256 * 1024;
+pub const REQUEST_BYTES_MAX: u32 = 128 * 1024;
 /// Requests out to one peer.
 pub const REQUESTS_PER_PEER_MAX: usize = 2;
 /// Requests out in all.
@@ -26,7 +26,7 @@ pub const REQUESTS_MAX: usize = 16;
 /// A request that brought nothing for so long is given up.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 /// After a request that brought so many bytes its place rests for some times as long as the answer took, within a bound.
-const REST_BYTES_MIN: u64 = 128 * 1024;
+const REST_BYTES_MIN: u64 = 64 * 1024;
 const REST_TIMES: u32 = 6;
 const REST_MAX: Duration = Duration::from_millis(300);
 /// What nobody has for this long is missing for good.
@@ -460,9 +460,6 @@ impl Replica {
             self.counters.missing = self.counters.missing.saturating_add(missing);
             self.outputs.push_back(super::Output::Notify(Notice::Gap { origin, missing, reason }));
         }
-        self.outputs.extend(steps.into_iter().filter_map(|step| match step {
-            super::Step::Deliver(batch, how) => Some(super::Output::Deliver { batch, how }),
-            super::Step::Gap(_) => None,
-        }));
+        self.step(origin, steps);
     }
 }

@@ -96,7 +96,10 @@ pub(crate) enum Taken {
 #[derive(Debug, PartialEq)]
 pub(crate) enum Step {
     Deliver(Batch, Timing),
+    /// So many are not there yet.
     Gap(u64),
+    /// So many are missing for good, which nobody was told, because nobody waited for them when that was found out.
+    Lost(u64),
 }
 
 impl Stream {
@@ -326,18 +329,27 @@ impl Stream {
         self.settled.missing(from, Seq(before.0 - 1)).iter().map(|(first, last)| last.0 - first.0 + 1).sum()
     }
 
+    fn settled_within(&self, from: Seq, before: Seq) -> u64 {
+        before.0 - from.0 - self.settled_less(from, before)
+    }
+
     fn advance(&mut self, start: Hlc, steps: &mut Vec<Step>) {
         loop {
             if let Some(held) = self.held.get(&self.next) {
                 let history = self.is_history(held, start);
                 let timing = if history { Timing::History } else { Timing::Live };
                 let batch = held.batch.clone();
+                let (first, owed) = (batch.first(), self.owed);
                 if !history {
                     self.met = true;
-                    self.owed = self.owed.min(batch.first());
+                    self.owed = owed.min(first);
                 }
                 self.next = batch.last().next();
                 steps.push(Step::Deliver(batch, timing));
+                let untold = if self.owed < owed { self.settled_within(first, owed) } else { 0 };
+                if untold > 0 {
+                    steps.push(Step::Lost(untold));
+                }
             } else if let Some((_, last)) = self.settled.range_of(self.next)
                 // Somebody may have made us believe that there is no end.
                 && self.next < Seq(u64::MAX)
@@ -441,5 +453,35 @@ impl Stream {
     /// Whether nothing of it is held.
     pub fn is_bare(&self) -> bool {
         self.held.is_empty() && self.stored.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{Epoch, NodeId, Room, Run};
+    use crate::replica::batch::{Author, Draft};
+
+    #[test]
+    fn a_hole_settled_before_anybody_waited_for_it_is_told_when_readers_pass_it() {
+        let origin = Run { node: NodeId([1; 32]), epoch: Epoch(2) };
+        let batch = |first: u64, count: usize| {
+            let author =
+                Author { origin, name: "ada", first: Seq(first), hlc: Hlc::at(1_000 + first), previous: [0; 32] };
+            author.encode(&vec![Draft::new(Room::lobby(), "hi"); count])
+        };
+        let (start, now) = (Hlc::at(1), Mono(0));
+        let mut stream = Stream::new(now, origin.hash());
+        assert_eq!(stream.settle(Seq(18), Seq(29), start), []);
+        let (early, later) = (batch(1, 17), batch(30, 4));
+        for batch in [&later, &early] {
+            let kept = Kept { batch: batch.clone(), arrived_ms: 0 };
+            assert_eq!(stream.take(now, kept, true, true), Taken::New);
+        }
+        assert_eq!(stream.deliver(Seq(30), start), []);
+        let live = |batch: &Batch| Step::Deliver(batch.clone(), Timing::Live);
+        assert_eq!(stream.deliver(Seq(1), start), [live(&early), Step::Lost(12), live(&later)]);
+        // Once told is told.
+        assert_eq!(stream.settle(Seq(34), Seq(40), start), []);
     }
 }
