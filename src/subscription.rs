@@ -475,7 +475,7 @@ impl Subscription {
             let twin = current.hidden.contains(&entry.id.seq)
                 || entry.key.is_some_and(|key| {
                     // Of entries with one key the log may know another, given to this reader in an earlier life.
-                    let other = |log: &LogHandle| log.reader.is_shown(key, entry.id) == Ok(false);
+                    let other = |log: &LogHandle| log.reader.hides(key, entry.id, &self.covered) == Ok(true);
                     self.follow.as_ref().is_some_and(|follow| other(&follow.log)) || self.keys.is_twin(key, entry.id)
                 });
             if !seen && !twin && self.filter.wants(&entry.room) {

@@ -13,7 +13,7 @@ use common::raw::{self, Face, Raw};
 use common::soak::{self, Claim};
 use common::{eventually, one_at_a_time};
 use hubless::config::{Listen, Seed};
-use hubless::handle::Handle;
+use hubless::handle::{Begin, Handle, Query};
 use hubless::id::{Epoch, NodeId, Run};
 use hubless::{
     Cursor, Delivery, Draft, Event, Filter, Gap, GapReason, Node, PAYLOAD_BYTES_MAX, PeerState, PublishError, Room,
@@ -274,6 +274,69 @@ fn reader_that_takes_its_cursor_from_node_to_node_loses_and_doubles_nothing() {
 }
 
 #[test]
+fn who_was_given_one_of_two_entries_with_one_key_is_never_given_the_other() {
+    alone(async {
+        let homes = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let begin = async |at: usize, seeds| {
+            let builder = Node::builder().mesh(MESH).name(["a", "b"][at]).listen(Listen::At(LOCALHOST)).mdns(false);
+            builder.seeds(seeds).data_dir(Some(homes[at].path().into())).start().await.unwrap()
+        };
+        // Apart, each is told the same message; both have readers that are given it.
+        let apart = [begin(0, Vec::new()).await, begin(1, Vec::new()).await];
+        let key = Some(hubless::id::Key([7; 16]));
+        let mut cursors = Vec::new();
+        for node in &apart {
+            let name = &node.info().name;
+            let draft = |text: String, key| Draft { key, ..Draft::new(Room::lobby(), text) };
+            node.publish_with(draft("twice".into(), key)).await.unwrap();
+            node.publish_with(draft(format!("of {name}"), None)).await.unwrap();
+            let mut durable = node.durable("d", Filter::Room(Room::lobby()), Begin::Start).await.unwrap();
+            let mut reader = node.resume(Filter::Room(Room::lobby()), Cursor::new()).await.unwrap();
+            for text in ["twice", &format!("of {name}")] {
+                let (message, mark) = timeout(PATIENCE, durable.next()).await.unwrap().unwrap().unwrap();
+                assert_eq!(message.payload.text(), Some(text));
+                durable.ack(mark).await.unwrap();
+                assert_eq!(text_of(timeout(PATIENCE, reader.next()).await.unwrap()), text);
+            }
+            cursors.push(reader.cursor());
+        }
+        for node in apart {
+            node.shutdown().await;
+        }
+        let a = begin(0, Vec::new()).await;
+        let b = begin(1, vec![seed(a.info().listen)]).await;
+        both_up(&a, &b).await;
+        for (node, others, cursor) in [(&a, "of b", &cursors[0]), (&b, "of a", &cursors[1])] {
+            eventually_texts(node, &["twice", others], 3).await;
+            node.publish("lobby", "the end").await.unwrap();
+            let after = Query { after: Some(cursor.clone()), limit: 100, ..Query::default() };
+            assert!(!texts(node, after).await.contains(&"twice".to_owned()), "by a page");
+            let mut reader = node.resume(Filter::Room(Room::lobby()), cursor.clone()).await.unwrap();
+            let mut durable = node.durable("d", Filter::Room(Room::lobby()), Begin::Start).await.unwrap();
+            for came in [others, "the end"] {
+                assert_eq!(text_of(timeout(PATIENCE, reader.next()).await.unwrap()), came);
+                let (message, mark) = timeout(PATIENCE, durable.next()).await.unwrap().unwrap().unwrap();
+                assert_eq!(message.payload.text(), Some(came));
+                durable.ack(mark).await.unwrap();
+            }
+        }
+    });
+}
+
+/// The node shows these texts, among so many.
+async fn eventually_texts(node: &Handle, wanted: &[&str], count: usize) {
+    let begun = Instant::now();
+    loop {
+        let shown = texts(node, Query { limit: 100, ..Query::default() }).await;
+        if shown.len() >= count && wanted.iter().all(|text| shown.iter().any(|shown| shown == text)) {
+            return;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{shown:?}");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[test]
 fn nonsense_of_a_peer_is_counted_and_dropped_and_harms_nobody() {
     alone(async {
         let listener = TcpListener::bind(LOCALHOST).unwrap();
@@ -371,6 +434,11 @@ fn text_of(delivery: Option<Delivery>) -> String {
         Some(Delivery::Message(message)) => message.payload.text().unwrap().to_owned(),
         other => panic!("{other:?}"),
     }
+}
+
+async fn texts(node: &Handle, query: Query) -> Vec<String> {
+    let page = node.messages(query).await.unwrap();
+    page.messages.iter().map(|message| message.payload.text().unwrap().to_owned()).collect()
 }
 
 /// How many malformed messages were counted for this reason, as Prometheus would see it.

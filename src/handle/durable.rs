@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::{Cursor, Filter, Message};
 use crate::error::{DurableError, HistoryError};
 use crate::history::{Durable as Row, LogHandle, Numbered};
-use crate::id::{Run, Seq};
+use crate::id::{EntryId, Run, Seq};
 use crate::replica::batch::Entries;
 use crate::replica::clock::Hlc;
 use crate::replica::ranges::RangeSet;
@@ -80,7 +80,7 @@ pub struct Durable {
 struct Current {
     number: u64,
     entries: Entries,
-    hidden: Vec<Seq>,
+    namesakes: Vec<(Seq, Vec<EntryId>)>,
     late: bool,
     /// The last entry walked over, and what of it is not in `out` yet.
     last: (Run, Seq),
@@ -240,9 +240,9 @@ impl Durable {
             }
             if let Some(numbered) = self.read.pop_front() {
                 self.next_number = numbered.number + 1;
-                let Numbered { number, batch, late, hidden } = numbered;
+                let Numbered { number, batch, late, namesakes } = numbered;
                 let last = (batch.origin(), batch.last());
-                self.current = Some(Current { number, entries: batch.entries(), hidden, late, last });
+                self.current = Some(Current { number, entries: batch.entries(), namesakes, late, last });
                 continue;
             }
             let mut admitted = self.log.admitted.clone();
@@ -301,10 +301,13 @@ impl Durable {
         for entry in current.entries.by_ref() {
             let Ok(entry) = entry else { break };
             let run = entry.id.run;
-            let covered = acked.covered.get(&run).is_some_and(|(seqs, _)| seqs.contains(entry.id.seq));
+            // Of entries with one key the first that comes is given: whatever is smaller may have no number yet.
+            let beside =
+                current.namesakes.iter().filter(|(seq, _)| *seq == entry.id.seq).flat_map(|(_, beside)| beside);
+            let covered = acked.covers(entry.id) || beside.copied().any(|other| acked.has(other));
             let ends = (run, entry.id.seq) == current.last;
             let done = ends.then_some(current.number + 1);
-            let wanted = !covered && self.filter.wants(&entry.room) && !current.hidden.contains(&entry.id.seq);
+            let wanted = !covered && self.filter.wants(&entry.room);
             let mark = wanted.then(|| {
                 self.given += 1;
                 Mark(self.given)
@@ -394,6 +397,16 @@ impl Acked {
             log: self.log,
             acked_ms: now.as_millis() as u64,
         }
+    }
+
+    /// Whether an entry was acknowledged or passed over.
+    fn covers(&self, id: EntryId) -> bool {
+        self.covered.get(&id.run).is_some_and(|(seqs, _)| seqs.contains(id.seq))
+    }
+
+    /// The same, or given.
+    fn has(&self, id: EntryId) -> bool {
+        self.covers(id) || self.out.iter().any(|out| (out.run, out.seq) == (id.run, id.seq))
     }
 
     fn walked(&mut self, step: Out) {

@@ -95,10 +95,10 @@ fn log_page(reader: &Reader, window: Window, query: Query) -> Result<Page, Histo
         batches.sort_by_key(|batch| (batch.hlc(), batch.origin(), batch.first()));
         batches.dedup_by_key(|batch| (batch.origin(), batch.first()));
     }
-    let mut hidden = HashSet::new();
+    let mut hidden = twins(&batches);
     for batch in &batches {
         for (id, key) in batch.keys().unwrap_or_default() {
-            if reader.find(key)?.is_some_and(|shown| shown.id != id) {
+            if reader.hides(key, id, &after)? {
                 hidden.insert(id);
             }
         }

@@ -16,7 +16,7 @@ use crate::metrics::Metrics;
 use crate::replica::batch::{Batch, Entry};
 use crate::replica::clock::Hlc;
 use crate::replica::event::{Kept, Opened, Order, Report};
-use crate::replica::keys::Place;
+use crate::replica::keys::{Namesakes, Place};
 use crate::replica::ranges::RangeSet;
 use crate::replica::version::Cursor;
 
@@ -136,7 +136,11 @@ impl Reader {
         Err(HistoryError::Closed)
     }
 
-    pub fn is_shown(&self, _: Key, _: EntryId) -> Result<bool, HistoryError> {
+    pub fn namesakes(&self, _: Key) -> Result<Option<Namesakes>, HistoryError> {
+        Err(HistoryError::Closed)
+    }
+
+    pub fn hides(&self, _: Key, _: EntryId, _: &Cursor) -> Result<bool, HistoryError> {
         Err(HistoryError::Closed)
     }
 

@@ -5,7 +5,7 @@ use tokio::sync::watch;
 use super::{Health, Keeper, Reader, Want};
 use crate::aside::Aside;
 use crate::error::HistoryError;
-use crate::id::Seq;
+use crate::id::{EntryId, Seq};
 use crate::replica::batch::{Batch, Entry};
 use crate::replica::keys::Place;
 use crate::replica::version::Cursor;
@@ -31,14 +31,14 @@ pub(crate) struct Numbered {
     pub batch: Batch,
     /// Entries of its origin that follow it had numbers before.
     pub late: bool,
-    /// The entries in it that are twins.
-    pub hidden: Vec<Seq>,
+    /// The entries in it that have others with their key, and these.
+    pub namesakes: Vec<(Seq, Vec<EntryId>)>,
 }
 
 /// Batches from the log, in time order.
 #[derive(Debug)]
 pub(crate) struct Chunk {
-    /// Each with the entries in it that are twins.
+    /// Each with the entries in it that are not to be given.
     pub batches: Vec<(Batch, Vec<Seq>)>,
     /// Whether there are more.
     pub more: bool,
@@ -74,7 +74,7 @@ impl LogHandle {
     pub async fn uncovered(&self, covered: Cursor) -> Result<Chunk, HistoryError> {
         self.read(move |reader| {
             let (batches, more) = reader.uncovered(&covered, &Want::default(), CHUNK_BATCHES_MAX, CHUNK_BYTES_MAX)?;
-            let hidden = |batch: Batch| hidden(reader, &batch).map(|hidden| (batch, hidden));
+            let hidden = |batch: Batch| hidden(reader, &batch, &covered).map(|hidden| (batch, hidden));
             Ok(Chunk { batches: batches.into_iter().map(hidden).collect::<Result<_, _>>()?, more })
         })
         .await
@@ -85,8 +85,8 @@ impl LogHandle {
         self.read(move |reader| {
             let batches = reader.admitted(number, CHUNK_BATCHES_MAX, CHUNK_BYTES_MAX)?;
             let numbered = |(number, batch, late)| {
-                let hidden = hidden(reader, &batch)?;
-                Ok(Numbered { number, batch, late, hidden })
+                let namesakes = namesakes(reader, &batch)?;
+                Ok(Numbered { number, batch, late, namesakes })
             };
             batches.into_iter().map(numbered).collect()
         })
@@ -104,13 +104,26 @@ impl LogHandle {
     }
 }
 
-/// The entries of a batch that are twins.
-fn hidden(reader: &Reader, batch: &Batch) -> Result<Vec<Seq>, HistoryError> {
+/// The entries of a batch that count as covered, because another one with their key is.
+fn hidden(reader: &Reader, batch: &Batch, covered: &Cursor) -> Result<Vec<Seq>, HistoryError> {
     let mut hidden = Vec::new();
     for (id, key) in batch.keys().unwrap_or_default() {
-        if !reader.is_shown(key, id)? {
+        if reader.hides(key, id, covered)? {
             hidden.push(id.seq);
         }
     }
     Ok(hidden)
+}
+
+/// The entries of a batch that have others with their key.
+fn namesakes(reader: &Reader, batch: &Batch) -> Result<Vec<(Seq, Vec<EntryId>)>, HistoryError> {
+    let mut found = Vec::new();
+    for (id, key) in batch.keys().unwrap_or_default() {
+        let beside: Vec<EntryId> =
+            reader.namesakes(key)?.iter().flat_map(|known| known.beside(id)).map(|place| place.id).collect();
+        if !beside.is_empty() {
+            found.push((id.seq, beside));
+        }
+    }
+    Ok(found)
 }

@@ -19,7 +19,7 @@ use crate::id::{EntryId, Epoch, Key, NodeId, Room, Run, RunHash, Seq};
 use crate::replica::batch::{BATCH_ENTRIES_MAX, Batch, Entry, FIRST_OFFSET};
 use crate::replica::clock::Hlc;
 use crate::replica::event::{Kept, Load};
-use crate::replica::keys::Place;
+use crate::replica::keys::{Namesakes, Place};
 use crate::replica::ranges::RangeSet;
 use crate::replica::version::Cursor;
 
@@ -248,12 +248,22 @@ impl Reader {
         })
     }
 
-    /// Whether the entry `id` with this key is the one that is shown, and no twin.
+    /// The entries with this key, as far as they are remembered; none if there is none.
     ///
     /// # Errors
     /// [`HistoryError`], as everything here.
-    pub fn is_shown(&self, key: Key, id: EntryId) -> Result<bool, HistoryError> {
-        self.read(|view| Ok(view.key_row(key)?.is_none_or(|row| row.namesakes.shows(id))))
+    pub fn namesakes(&self, key: Key) -> Result<Option<Namesakes>, HistoryError> {
+        self.read(|view| Ok(view.key_row(key)?.map(|row| row.namesakes)))
+    }
+
+    /// Whether the entry `id` with this key counts as covered, because another one with its key is. A twin of which none is
+    /// covered is given all the same: it may be long until the smaller one comes to this reader, which is not given that then.
+    ///
+    /// # Errors
+    /// [`HistoryError`], as everything here.
+    pub fn hides(&self, key: Key, id: EntryId, covered: &Cursor) -> Result<bool, HistoryError> {
+        let given = |other: Place| covered.covers(other.id.run.hash(), other.id.seq, other.hlc);
+        Ok(self.namesakes(key)?.is_some_and(|known| known.beside(id).any(given)))
     }
 
     /// Rooms with messages, how many they hold without twins, and the time of the newest: the 4,096 newest rooms.

@@ -260,24 +260,32 @@ impl KeyRow {
     }
 
     pub fn value(&self) -> Vec<u8> {
-        let Namesakes { smallest, smallest_lives, living } = self.namesakes;
-        let mut value = Vec::with_capacity(61 + self.room.as_str().len());
-        value.extend_from_slice(&smallest.hlc.0.to_be_bytes());
-        put_run(&mut value, smallest.id.run);
-        value.extend_from_slice(&smallest.id.seq.0.to_be_bytes());
-        value.push(u8::from(smallest_lives));
+        let Namesakes { smallest, smallest_lives, living, others } = &self.namesakes;
+        let mut value = Vec::with_capacity(62 + self.room.as_str().len() + others.len() * 56);
+        put_place(&mut value, smallest);
+        value.push(u8::from(*smallest_lives));
         value.extend_from_slice(&living.to_be_bytes());
         value.extend_from_slice(self.room.as_str().as_bytes());
+        if !others.is_empty() {
+            // No room has a byte of zero in its name.
+            value.push(0);
+            others.iter().for_each(|other| put_place(&mut value, other));
+        }
         value
     }
 
     pub fn read(value: &[u8]) -> Option<KeyRow> {
         let mut fields = Fields(value);
-        let (hlc, run, seq) = (Hlc(fields.u64()?), fields.run()?, Seq(fields.u64()?));
+        let smallest = fields.place()?;
         let (smallest_lives, living) = (fields.flag()?, fields.u32()?);
-        let room = Room::new(std::str::from_utf8(fields.0).ok()?).ok()?;
-        let smallest = Place { hlc, id: EntryId { run, seq } };
-        Some(KeyRow { namesakes: Namesakes { smallest, smallest_lives, living }, room })
+        let room_ends = fields.0.iter().position(|byte| *byte == 0).unwrap_or(fields.0.len());
+        let room = Room::new(std::str::from_utf8(&fields.0[..room_ends]).ok()?).ok()?;
+        let mut rest = Fields(fields.0.get(room_ends + 1..).unwrap_or_default());
+        let mut others = Vec::new();
+        while !rest.end() {
+            others.push(rest.place()?);
+        }
+        Some(KeyRow { namesakes: Namesakes { smallest, smallest_lives, living, others }, room })
     }
 }
 
@@ -384,6 +392,12 @@ fn put_run(bytes: &mut Vec<u8>, run: Run) {
     bytes.extend_from_slice(&run.epoch.0.to_be_bytes());
 }
 
+fn put_place(bytes: &mut Vec<u8>, place: &Place) {
+    bytes.extend_from_slice(&place.hlc.0.to_be_bytes());
+    put_run(bytes, place.id.run);
+    bytes.extend_from_slice(&place.id.seq.0.to_be_bytes());
+}
+
 fn put_ranges(bytes: &mut Vec<u8>, set: &RangeSet) {
     bytes.extend_from_slice(&(set.ranges_len() as u32).to_be_bytes());
     for (first, last) in set.iter() {
@@ -420,6 +434,10 @@ impl Fields<'_> {
 
     fn run(&mut self) -> Option<Run> {
         Some(Run { node: NodeId(self.array()?), epoch: Epoch(self.u64()?) })
+    }
+
+    fn place(&mut self) -> Option<Place> {
+        Some(Place { hlc: Hlc(self.u64()?), id: EntryId { run: self.run()?, seq: Seq(self.u64()?) } })
     }
 
     fn stamp(&mut self) -> Option<Stamp> {
@@ -461,8 +479,12 @@ mod tests {
         let numbered = Numbered { stamp, count: 4, late: true };
         assert_eq!(Numbered::read(&number_key(8), &numbered.value()), Some((8, numbered)));
         let place = Place { hlc: Hlc::at(5), id: EntryId { run: run(7), seq: Seq(3) } };
-        let named = KeyRow { namesakes: Namesakes::first(place), room: Room::lobby() };
-        assert_eq!(KeyRow::read(&named.value()), Some(named));
+        let mut named = KeyRow { namesakes: Namesakes::first(place), room: Room::lobby() };
+        assert_eq!(KeyRow::read(&named.value()).as_ref(), Some(&named));
+        named.namesakes.insert(Place { hlc: Hlc::at(4), ..place });
+        named.namesakes.insert(Place { hlc: Hlc::at(6), ..place });
+        assert_eq!(KeyRow::read(&named.value()).as_ref(), Some(&named));
+        assert_eq!(KeyRow::read(&named.value()[..named.value().len() - 1]), None);
         for len in 0..16 {
             assert_eq!(Extent::read(&stamp.seq_key(), &extent.value()[..len]), None);
         }

@@ -285,7 +285,15 @@ fn of_entries_with_one_key_the_smallest_is_shown() {
     let id = EntryId { run: run(2), seq: Seq(1) };
     assert_eq!(reader.find(key).unwrap(), Some(Place { hlc: early.hlc(), id }));
     assert_eq!(reader.rooms().unwrap()[0].1, 2);
-    assert!(reader.is_shown(key, id).unwrap() && !reader.is_shown(key, EntryId { run: run(1), ..id }).unwrap());
+    let (twin, mut given) = (EntryId { run: run(1), ..id }, Cursor::new());
+    let hides = |id, given: &Cursor| reader.hides(key, id, given).unwrap();
+    assert!(!hides(id, &given) && !hides(twin, &given));
+    // Who was given one of them is not given the other.
+    given.add(run(1).hash(), Seq(1), Seq(1), late.hlc());
+    assert!(hides(id, &given) && !hides(twin, &given));
+    let mut given = Cursor::new();
+    given.add(run(2).hash(), Seq(1), Seq(1), early.hlc());
+    assert!(!hides(id, &given) && hides(twin, &given));
     // A twin stays a twin when the smaller one has expired, and the key goes with the last of them.
     desk.history.order(Order::Expire(run(2)));
     assert!(matches!(desk.next(), Report::Expired { .. }));

@@ -41,9 +41,13 @@ impl FromStr for Place {
     }
 }
 
+/// Other entries of one key that are remembered beside the smallest.
+pub const OTHERS_MAX: usize = 8;
+
 /// All entries of one key that a log holds, in bounded space however many there are. It is dropped with the last of them;
-/// until then it remembers the smallest, so that a twin stays a twin when the smaller one has expired.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// until then it remembers the smallest, so that a twin stays a twin when the smaller one has expired, and the first others,
+/// so that who was given one of them is not given the smallest, too.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Namesakes {
     /// The smallest entry ever held: the one that is shown, as long as it is there.
     pub smallest: Place,
@@ -51,6 +55,8 @@ pub struct Namesakes {
     pub smallest_lives: bool,
     /// How many are there.
     pub living: u32,
+    /// The first [`OTHERS_MAX`] of the others, whether they are still there or not.
+    pub others: Vec<Place>,
 }
 
 /// What an entry is when it comes.
@@ -67,13 +73,20 @@ pub enum Standing {
 impl Namesakes {
     /// The first entry of a key.
     pub fn first(place: Place) -> Namesakes {
-        Namesakes { smallest: place, smallest_lives: true, living: 1 }
+        Namesakes { smallest: place, smallest_lives: true, living: 1, others: Vec::new() }
     }
 
     /// Takes another entry of the key.
     pub fn insert(&mut self, place: Place) -> Standing {
         self.living = self.living.saturating_add(1);
-        if place >= self.smallest {
+        if place == self.smallest {
+            return Standing::Twin;
+        }
+        let other = place.max(self.smallest);
+        if self.others.len() < OTHERS_MAX && !self.others.contains(&other) {
+            self.others.push(other);
+        }
+        if place > self.smallest {
             return Standing::Twin;
         }
         let instead = std::mem::replace(&mut self.smallest_lives, true);
@@ -87,6 +100,11 @@ impl Namesakes {
         let shown = self.shows(place.id);
         self.smallest_lives &= !shown;
         shown
+    }
+
+    /// All that are remembered beside `id`.
+    pub fn beside(&self, id: EntryId) -> impl Iterator<Item = Place> + '_ {
+        [self.smallest].into_iter().chain(self.others.iter().copied()).filter(move |place| place.id != id)
     }
 
     /// Whether `id` is the one that is shown.
@@ -112,7 +130,19 @@ mod tests {
             order[1..].iter().for_each(|&ms| _ = key.insert(place(ms)));
             assert!(key.shows(place(1).id) && !key.shows(place(2).id) && !key.shows(place(3).id));
             assert_eq!(key.living, 3);
+            let mut beside: Vec<Place> = key.beside(place(2).id).collect();
+            beside.sort();
+            assert_eq!(beside, [place(1), place(3)]);
         }
+    }
+
+    #[test]
+    fn a_flood_of_namesakes_takes_bounded_space() {
+        let mut key = Namesakes::first(place(1_000));
+        (1..1_000).rev().for_each(|ms| _ = key.insert(place(ms)));
+        assert!(key.shows(place(1).id) && key.living == 1_000);
+        assert_eq!(key.others.len(), OTHERS_MAX);
+        assert!(key.beside(place(1).id).any(|other| other == place(1_000)), "the first is not forgotten");
     }
 
     #[test]
