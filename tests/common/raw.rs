@@ -50,6 +50,17 @@ impl Raw {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;
+        stream.write_all(&Raw::opening(role, face))?;
+        let mut theirs = [0; GREETING_BYTES + 2];
+        stream.read_exact(&mut theirs)?;
+        let [.., flags, len] = theirs;
+        assert_eq!(flags, COMMAND, "a short READY follows the greeting");
+        stream.read_exact(&mut vec![0; len.into()])?;
+        Ok(Raw(stream))
+    }
+
+    /// What it says first: greeting and READY.
+    pub fn opening(role: &str, face: &Face<'_>) -> Vec<u8> {
         let mut hello = vec![0; GREETING_BYTES];
         (hello[0], hello[9], hello[10]) = (0xff, 0x7f, 3);
         hello[12..16].copy_from_slice(b"NULL");
@@ -68,13 +79,7 @@ impl Raw {
             ready.extend_from_slice(value.as_bytes());
         }
         hello.extend(frame(COMMAND, &ready));
-        stream.write_all(&hello)?;
-        let mut theirs = [0; GREETING_BYTES + 2];
-        stream.read_exact(&mut theirs)?;
-        let [.., flags, len] = theirs;
-        assert_eq!(flags, COMMAND, "a short READY follows the greeting");
-        stream.read_exact(&mut vec![0; len.into()])?;
-        Ok(Raw(stream))
+        hello
     }
 
     /// Subscribes a topic.
