@@ -61,10 +61,6 @@ pub(super) enum Fault {
     Closing,
 }
 
-/// How far work in the background gives way: it gets a tenth of what each of the others gets, while these want all.
-#[cfg(target_os = "linux")]
-const NICE: i32 = 10;
-
 /// Where the database keeps what it writes beside its journals.
 const KEYSPACES_FOLDER: &str = "keyspaces";
 
@@ -353,29 +349,8 @@ pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T, Fault>) -> Result<T, F
     })
 }
 
-/// fjall with the options of this log, and its workers in the background. The caller guards against panics.
+/// fjall with the options of this log. The caller guards against panics.
 fn open_fjall(folder: &Path) -> Result<(Database, Keyspace), Fault> {
-    // Its workers inherit the priority of the thread that opens it.
-    let opened = std::thread::scope(|scope| {
-        let opens = || {
-            give_way();
-            open_here(folder)
-        };
-        scope.spawn(opens).join()
-    });
-    opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-}
-
-/// Lets this thread, and those that it starts, wait for whoever else wants the processor: sorting the log takes seconds,
-/// a message that waits for it takes part of one. Only Linux knows priorities of threads.
-pub(super) fn give_way() {
-    #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::process::nice(NICE) {
-        tracing::debug!(%error, "the log is sorted at full priority");
-    }
-}
-
-fn open_here(folder: &Path) -> Result<(Database, Keyspace), Fault> {
     // Of several workers the first asks itself again and again, as fast as it can, while another one sorts.
     let database = Database::builder(folder).cache_size(CACHE_BYTES).worker_threads(1).open()?;
     let rows = database.keyspace("log", || {
