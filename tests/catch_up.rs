@@ -14,7 +14,7 @@ use common::load::{self, Poster};
 use common::log::same_logs;
 use common::mesh::{Member, Mesh};
 use common::raw::{self, Face, Raw};
-use common::soak::{self, Claim};
+use common::soak::{self, Claim, p99};
 use common::{Hubless, Lan, elapse, eventually, one_at_a_time};
 use hubless::id::Seq;
 use hubless::replica::batch::Draft;
@@ -321,10 +321,4 @@ fn say(socket: &mut WebSocket<UnixStream>, text: &str) {
 
 fn await_text(socket: &mut WebSocket<UnixStream>, text: &str) {
     while load::next(socket).unwrap_or_else(|| panic!("no {text}"))["text"] != text {}
-}
-
-fn p99(mut times_ms: Vec<f64>) -> f64 {
-    assert!(!times_ms.is_empty(), "no round trip was measured");
-    times_ms.sort_by(f64::total_cmp);
-    times_ms[(times_ms.len() * 99 / 100).min(times_ms.len() - 1)]
 }

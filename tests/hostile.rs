@@ -17,7 +17,7 @@ use common::dice::Dice;
 use common::load::Poster;
 use common::mesh::{Member, Mesh};
 use common::raw::{self, Face, Raw, frame};
-use common::soak::{self, Claim};
+use common::soak::{self, Claim, p99};
 use common::{elapse, eventually, one_at_a_time};
 use serde_json::json;
 
@@ -373,10 +373,4 @@ fn swallow(listener: &TcpListener, end: &AtomicBool) {
 
 fn greeting() -> Vec<u8> {
     Raw::opening("SUB", &Face { run: raw::run(1), mesh: "default", port: 9 })[..64].to_vec()
-}
-
-fn p99(mut times_ms: Vec<f64>) -> f64 {
-    assert!(!times_ms.is_empty(), "nothing was heard meanwhile");
-    times_ms.sort_by(f64::total_cmp);
-    times_ms[(times_ms.len() * 99 / 100).min(times_ms.len() - 1)]
 }

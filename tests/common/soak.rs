@@ -78,3 +78,11 @@ impl Drop for Claim {
         }
     }
 }
+
+/// The time that 99 of 100 do not exceed.
+#[track_caller]
+pub fn p99(mut times_ms: Vec<f64>) -> f64 {
+    assert!(!times_ms.is_empty(), "nothing was measured");
+    times_ms.sort_by(f64::total_cmp);
+    times_ms[(times_ms.len() * 99 / 100).min(times_ms.len() - 1)]
+}
