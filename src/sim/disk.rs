@@ -239,6 +239,11 @@ impl Rows {
         Ok(shown)
     }
 
+    /// Whether an entry was let go by retention.
+    pub fn has_let_go(&self, id: EntryId) -> bool {
+        self.streams.get(&id.run).is_some_and(|row| id.seq <= row.floor)
+    }
+
     /// How many keys have more than one entry.
     pub fn twins(&self) -> u64 {
         self.keys.values().filter(|namesakes| namesakes.living > 1).count() as u64

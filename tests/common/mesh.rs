@@ -159,10 +159,11 @@ impl Mesh {
         self.all_up();
     }
 
-    /// Waits until all that run are up to each other.
+    /// Waits until all that run serve and are up to each other.
     #[track_caller]
     pub fn all_up(&self) {
         let running = self.running();
+        running.iter().for_each(|node| drop(node.ready()));
         let nodes: BTreeSet<u32> = running.iter().map(|node| node.pid()).collect();
         assert_eq!(nodes.len(), running.len());
         eventually(PATIENCE, "all are up to each other", || {
