@@ -30,7 +30,6 @@ pub(crate) struct Options {
     pub fsync: Fsync,
     pub retain_days: u32,
     pub retain_bytes: u64,
-    pub run: Run,
 }
 
 /// Whether the disk takes what it is given.
@@ -66,7 +65,7 @@ pub(crate) struct Keeper(());
 
 impl History {
     pub fn open(options: Options, _: Metrics, _: UnboundedSender<Report>) -> Result<(History, Opened), StartError> {
-        let Options { folder, fsync: _, retain_days: _, retain_bytes: _, run: _ } = options;
+        let Options { folder, fsync: _, retain_days: _, retain_bytes: _ } = options;
         Err(StartError::Config(format!("this build keeps no history, so there is none in {}", folder.display())))
     }
 

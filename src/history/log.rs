@@ -1,6 +1,6 @@
 //! What each order means in rows: the state of the log in memory and the changes that wait for the next commit.
 //!
-//! Owns the origins (one [`OnDisk`] each, the same as on disk after every commit) and the totals. An order is applied to
+//! Owns the origins (one [`OriginRow`] each, the same as on disk after every commit) and the totals. An order is applied to
 //! both and to the changes; [`Log::commit`] makes them one atomic write and answers what to report. After an error nothing
 //! here is worth anything: the log is opened anew.
 
@@ -9,7 +9,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use super::filter::KeyFilter;
-use super::rows::{self, Durable, Extent, KeyRow, Numbered, RoomRow, Stamp, Totals, table};
+use super::rows::{self, Durable, Extent, KeyRow, Numbered, OriginRow, RoomRow, Stamp, Totals, table};
 use super::store::{Changes, Fault, Store, View, bad, read_extent, read_kept, record, stamp_of};
 use crate::id::{Key, Room, Run, Seq};
 use crate::replica::batch::Batch;
@@ -30,8 +30,10 @@ const PROBE_BYTES: usize = 1024 * 1024;
 /// The log as the writer sees it.
 pub(super) struct Log {
     pub store: Arc<Store>,
-    origins: BTreeMap<Run, OnDisk>,
+    origins: BTreeMap<Run, OriginRow>,
     totals: Totals,
+    /// Bytes of all records.
+    bytes: u64,
     /// No batch is due by age before this, in milliseconds since 1970; none if it is not known.
     next_due_ms: Option<u64>,
     /// Nothing is before these, so that traces of what has gone are not read again and again.
@@ -81,18 +83,17 @@ pub(super) struct Due {
 impl Log {
     /// Reads the state of the log that `store` opened, and notes that `run` writes it from now on.
     pub fn load(store: Arc<Store>, keys: Arc<KeyFilter>) -> Result<Log, Fault> {
-        let (origins, totals) = (BTreeMap::new(), Totals::default());
-        let pending = Pending::default();
         let mut log = Log {
             store,
-            origins,
-            totals,
+            origins: BTreeMap::new(),
+            totals: Totals::default(),
+            bytes: 0,
             next_due_ms: None,
             oldest_key: vec![table::BATCH],
             oldest_number: 0,
             unnumbered: BTreeMap::new(),
             keys,
-            pending,
+            pending: Pending::default(),
         };
         let store = log.store.clone();
         let view = store.view();
@@ -101,15 +102,24 @@ impl Log {
         }
         for row in view.rows(rows::below(&[table::ORIGIN])) {
             let (key, value) = row?;
-            let origin = rows::read_origin(&key, &value).ok_or_else(|| bad("origin"))?;
-            log.origins.insert(origin.run, origin);
+            let origin = OriginRow::read(&key, &value).ok_or_else(|| bad("origin"))?;
+            log.bytes += origin.bytes;
+            log.origins.insert(origin.disk.run, origin);
+        }
+        if let Some(row) = view.rows(rows::below(&[table::ADMITTED])).next_back() {
+            let (key, value) = row?;
+            let (number, _) = Numbered::read(&key, &value).ok_or_else(|| bad("number"))?;
+            log.totals.admitted = number.max(log.totals.admitted);
         }
         Ok(log)
     }
 
     /// What the core is told of it.
     pub fn opened(&self) -> Opened {
-        Opened { streams: self.origins.values().cloned().collect(), horizon: self.totals.horizon }
+        Opened {
+            streams: self.origins.values().map(|origin| origin.disk.clone()).collect(),
+            horizon: self.totals.horizon,
+        }
     }
 
     /// Finds out whether the disk takes what is written.
@@ -119,8 +129,9 @@ impl Log {
         self.store.commit(vec![(key, None)], true)
     }
 
-    pub fn totals(&self) -> &Totals {
-        &self.totals
+    /// The highest local number given.
+    pub fn admitted(&self) -> u64 {
+        self.totals.admitted
     }
 
     /// Whether there is anything to commit or to report.
@@ -134,25 +145,19 @@ impl Log {
         self.pending.bytes
     }
 
-    /// From now on `run` writes.
-    pub fn begin(&mut self, run: Run) {
-        self.totals.run = Some(run);
-        self.pending.totals = true;
-    }
-
     /// Keeps a batch. Answers whether it is one that contradicts what is there: it is dropped, and never reported.
     pub fn append(&mut self, kept: &Kept) -> Result<bool, Fault> {
         let batch = &kept.batch;
         let stamp = stamp_of(batch);
         let (run, first, last) = (stamp.run, batch.first(), batch.last());
-        let floor = self.origins.get(&run).map_or(Seq(0), |origin| origin.floor);
+        let floor = self.floor(run);
         if first <= floor {
             // The core is behind: it is told again what has gone.
             self.pending.expired.entry(run).or_default();
             return Ok(false);
         }
         let span = Span { run, first, last };
-        if self.origins.get(&run).is_some_and(|origin| origin.stored.touches(first, last)) {
+        if self.origins.get(&run).is_some_and(|origin| origin.disk.stored.touches(first, last)) {
             let known = self.extent(run, first)?;
             let same = known.is_some_and(|known| known.stamp == stamp && known.count == batch.count());
             if same {
@@ -161,15 +166,14 @@ impl Log {
             }
             return Ok(!same);
         }
-        let origin = origin_of(&mut self.origins, run);
-        origin.stored.insert(first, last);
-        origin.settled.remove(first, last);
-        origin.newest = origin.newest.max(batch.hlc_last());
         let record = record(kept);
         let extent = Extent { stamp, count: batch.count(), bytes: record.len() as u32 };
-        self.totals.bytes += record.len() as u64;
-        self.totals.newest = self.totals.newest.max(batch.hlc_last());
-        self.pending.totals = true;
+        let OriginRow { disk, bytes } = origin_of(&mut self.origins, run);
+        disk.stored.insert(first, last);
+        disk.settled.remove(first, last);
+        disk.newest = disk.newest.max(batch.hlc_last());
+        *bytes += record.len() as u64;
+        self.bytes += record.len() as u64;
         self.next_due_ms = self.next_due_ms.map(|due| due.min(age_from(kept)));
         self.pending.bytes += record.len();
         let key = stamp.batch_key();
@@ -233,14 +237,13 @@ impl Log {
     /// Gives local numbers to the batches of `span` that have none.
     pub fn admit(&mut self, span: Span, late: bool) -> Result<(), Fault> {
         for extent in self.extents(span)? {
-            let origin = origin_of(&mut self.origins, span.run);
+            let origin = &mut origin_of(&mut self.origins, span.run).disk;
             if origin.admitted.covers(extent.stamp.first, extent.last()) {
                 continue;
             }
             origin.admitted.insert(extent.stamp.first, extent.last());
             self.unnumbered.remove(&(span.run, extent.stamp.first));
             self.totals.admitted += 1;
-            self.pending.totals = true;
             self.pending.touched.insert(span.run);
             let numbered = Numbered { stamp: extent.stamp, count: extent.count, late };
             self.put(rows::number_key(self.totals.admitted), numbered.value());
@@ -250,7 +253,7 @@ impl Log {
 
     /// Remembers what is missing for good.
     pub fn settle(&mut self, span: Span) {
-        let origin = origin_of(&mut self.origins, span.run);
+        let origin = &mut origin_of(&mut self.origins, span.run).disk;
         let first = span.first.max(origin.floor.next());
         origin.settled.insert(first, span.last);
         origin.settled = origin.settled.without(&origin.stored);
@@ -260,7 +263,8 @@ impl Log {
     /// Drops the record of an origin of which nothing is left.
     pub fn forget(&mut self, run: Run, horizon: Hlc) {
         self.totals.horizon = self.totals.horizon.max(horizon);
-        if self.origins.get(&run).is_some_and(|origin| origin.stored.is_empty()) {
+        self.pending.totals = true;
+        if self.origins.get(&run).is_some_and(|origin| origin.disk.stored.is_empty()) {
             self.origins.remove(&run);
             self.pending.touched.insert(run);
         }
@@ -278,7 +282,12 @@ impl Log {
 
     /// The newest entry stored of `run`.
     pub fn stored_top(&self, run: Run) -> Seq {
-        self.origins.get(&run).map_or(Seq(0), |origin| origin.stored.top())
+        self.origins.get(&run).map_or(Seq(0), |origin| origin.disk.stored.top())
+    }
+
+    /// Everything of `run` up to here was let go.
+    fn floor(&self, run: Run) -> Seq {
+        self.origins.get(&run).map_or(Seq(0), |origin| origin.disk.floor)
     }
 
     /// Lets go of the batches of `run` up to `through`, as many as one commit takes; answers whether more are left. Nothing
@@ -287,7 +296,7 @@ impl Log {
         let store = self.store.clone();
         let view = store.view();
         self.pending.expired.entry(run).or_default();
-        let floor = self.origins.get(&run).map_or(Seq(0), |origin| origin.floor);
+        let floor = self.floor(run);
         let mut more = false;
         if floor < through {
             let range = rows::seq_key(run, floor.next())..=rows::seq_key(run, through);
@@ -310,7 +319,7 @@ impl Log {
             let by_age = due.wall_ms.is_some_and(|wall_ms| {
                 self.next_due_ms.is_none_or(|next| next.saturating_add(due.retain_ms) < wall_ms)
             });
-            if !by_age && self.totals.bytes <= due.retain_bytes {
+            if !by_age && self.bytes <= due.retain_bytes {
                 return Ok(Walked::Done);
             }
             self.next_due_ms = Some(u64::MAX);
@@ -326,7 +335,7 @@ impl Log {
         for row in view.rows((start, Bound::Excluded(vec![table::BATCH + 1]))) {
             let (key, value) = row?;
             let stamp = Stamp::read(&key[1..]).ok_or_else(|| bad("batch"))?;
-            let too_much = self.totals.bytes > due.retain_bytes;
+            let too_much = self.bytes > due.retain_bytes;
             if !too_old(stamp.hlc.wall_ms()) && !too_much {
                 self.see_due(stamp.hlc.wall_ms());
                 oldest_stays.get_or_insert(key.to_vec());
@@ -334,7 +343,7 @@ impl Log {
             }
             let kept = read_kept(&stamp, value)?;
             // Later entries of an origin never go before earlier ones.
-            let oldest = self.origins.get(&stamp.run).and_then(|origin| origin.stored.iter().next());
+            let oldest = self.origins.get(&stamp.run).and_then(|origin| origin.disk.stored.iter().next());
             let oldest = oldest.is_some_and(|(first, _)| first == stamp.first);
             if oldest && (too_much || too_old(age_from(&kept))) {
                 self.let_go(&kept)?;
@@ -367,12 +376,14 @@ impl Log {
     fn let_go(&mut self, kept: &Kept) -> Result<(), Fault> {
         let batch = &kept.batch;
         let stamp = stamp_of(batch);
-        let origin = origin_of(&mut self.origins, stamp.run);
-        origin.floor = origin.floor.max(batch.last());
-        for set in [&mut origin.stored, &mut origin.admitted, &mut origin.settled] {
-            set.remove(Seq(0), origin.floor);
+        let record_bytes = 8 + batch.bytes().len() as u64;
+        let OriginRow { disk, bytes } = origin_of(&mut self.origins, stamp.run);
+        disk.floor = disk.floor.max(batch.last());
+        for set in [&mut disk.stored, &mut disk.admitted, &mut disk.settled] {
+            set.remove(Seq(0), disk.floor);
         }
-        self.totals.bytes = self.totals.bytes.saturating_sub(8 + batch.bytes().len() as u64);
+        *bytes = bytes.saturating_sub(record_bytes);
+        self.bytes = self.bytes.saturating_sub(record_bytes);
         self.totals.horizon = self.totals.horizon.max(batch.hlc_last());
         self.pending.totals = true;
         self.pending.touched.insert(stamp.run);
@@ -410,11 +421,12 @@ impl Log {
         for row in view.rows(range).take(LOOKED_AT_MAX) {
             let (key, value) = row?;
             let (number, numbered) = Numbered::read(&key, &value).ok_or_else(|| bad("number"))?;
-            let gone = self.origins.get(&numbered.stamp.run).is_none_or(|origin| numbered.last() <= origin.floor);
+            let gone = self.origins.get(&numbered.stamp.run).is_none_or(|origin| numbered.last() <= origin.disk.floor);
             if !gone {
                 break;
             }
             self.oldest_number = number + 1;
+            self.pending.totals = true;
             self.pending.changes.push((key.to_vec(), None));
         }
         Ok(())
@@ -425,7 +437,7 @@ impl Log {
         let mut pending = std::mem::take(&mut self.pending);
         let changes = &mut pending.changes;
         for run in &pending.touched {
-            changes.push((rows::run_key(table::ORIGIN, *run), self.origins.get(run).map(rows::origin_value)));
+            changes.push((rows::run_key(table::ORIGIN, *run), self.origins.get(run).map(OriginRow::value)));
         }
         changes.extend(pending.keys.iter().map(|(key, row)| (KeyRow::key(*key), row.as_ref().map(KeyRow::value))));
         for (room, row) in &pending.rooms {
@@ -446,7 +458,7 @@ impl Log {
             reports.push(Report::Stored(pending.stored));
         }
         for (run, newest) in pending.expired {
-            let floor = self.origins.get(&run).map_or(Seq(0), |origin| origin.floor);
+            let floor = self.floor(run);
             reports.push(Report::Expired { run, floor, newest });
         }
         Ok(reports)
@@ -505,15 +517,16 @@ impl Log {
     }
 }
 
-fn origin_of(origins: &mut BTreeMap<Run, OnDisk>, run: Run) -> &mut OnDisk {
-    origins.entry(run).or_insert_with(|| OnDisk {
+fn origin_of(origins: &mut BTreeMap<Run, OriginRow>, run: Run) -> &mut OriginRow {
+    let none = || OnDisk {
         run,
         floor: Seq(0),
         stored: Default::default(),
         admitted: Default::default(),
         settled: Default::default(),
         newest: Hlc::default(),
-    })
+    };
+    origins.entry(run).or_insert_with(|| OriginRow { disk: none(), bytes: 0 })
 }
 
 /// When the age of a batch begins.

@@ -33,7 +33,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::config::Fsync;
 use crate::error::{HistoryError, StartError};
-use crate::id::{Run, Seq};
+use crate::id::Seq;
 use crate::metrics::Metrics;
 use crate::replica::event::{Load, Opened, Order, Report};
 use filter::KeyFilter;
@@ -56,8 +56,6 @@ pub struct Options {
     pub retain_days: u32,
     /// The oldest batches are let go while all take more than this.
     pub retain_bytes: u64,
-    /// Who writes.
-    pub run: Run,
 }
 
 /// Whether the disk takes what it is given.

@@ -11,7 +11,7 @@ use std::sync::mpsc::Sender;
 
 use fjall::UserValue;
 
-use super::rows::{self, Durable, Extent, Numbered, RoomRow, Stamp, table};
+use super::rows::{self, Durable, Extent, Numbered, OriginRow, RoomRow, Stamp, table};
 use super::store::{Fault, View, bad, guarded, read_kept};
 use super::{Command, Shared, Want};
 use crate::error::HistoryError;
@@ -158,7 +158,7 @@ impl Reader {
             let mut walks = BinaryHeap::new();
             for row in view.rows(rows::below(&[table::ORIGIN])) {
                 let (key, value) = row?;
-                let origin = rows::read_origin(&key, &value).ok_or_else(|| bad("origin"))?;
+                let origin = OriginRow::read(&key, &value).ok_or_else(|| bad("origin"))?.disk;
                 let hash = origin.run.hash();
                 let missing = cursor.missing(hash, &origin.stored);
                 let listed = cursor.lists(hash);
@@ -200,7 +200,7 @@ impl Reader {
             let mut vector = BTreeMap::new();
             for row in view.rows(rows::below(&[table::ORIGIN])) {
                 let (key, value) = row?;
-                let origin = rows::read_origin(&key, &value).ok_or_else(|| bad("origin"))?;
+                let origin = OriginRow::read(&key, &value).ok_or_else(|| bad("origin"))?.disk;
                 let hash = origin.run.hash();
                 let mut seqs = origin.stored.clone();
                 if let Some(cursor) = cursor {

@@ -10,7 +10,7 @@
 //! R room 0 hlc run first     → count                             batches that hold entries of a room
 //! M room                     → messages newest                   what a room holds
 //! K key                      → the smallest place, whether it is there, how many are there, its room
-//! V run                      → checked: floor newest stored admitted settled
+//! V run                      → checked: floor newest bytes stored admitted settled
 //! D name                     → checked: a durable cursor
 //! X name                     → checked: version and log id; totals
 //! ```
@@ -78,19 +78,21 @@ pub(super) struct RoomRow {
     pub newest: Hlc,
 }
 
-/// What is true of the log as a whole.
+/// What is known of an origin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct OriginRow {
+    pub disk: OnDisk,
+    /// Bytes of its records.
+    pub bytes: u64,
+}
+
+/// What is true of the log as a whole; written when something is let go, so that appends need not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Totals {
     /// The newest time that was let go.
     pub horizon: Hlc,
-    /// The newest time ever stored.
-    pub newest: Hlc,
-    /// Bytes of all records.
-    pub bytes: u64,
-    /// The highest local number given.
+    /// The highest local number given when this was written; those given later stand in their rows.
     pub admitted: u64,
-    /// The life in which this was written.
-    pub run: Option<Run>,
 }
 
 /// A named cursor as the log keeps it: in full, by run.
@@ -289,46 +291,41 @@ impl KeyRow {
     }
 }
 
-pub(super) fn origin_value(origin: &OnDisk) -> Vec<u8> {
-    let mut value = Vec::with_capacity(64);
-    value.extend_from_slice(&origin.floor.0.to_be_bytes());
-    value.extend_from_slice(&origin.newest.0.to_be_bytes());
-    for set in [&origin.stored, &origin.admitted, &origin.settled] {
-        put_ranges(&mut value, set);
+impl OriginRow {
+    pub fn value(&self) -> Vec<u8> {
+        let mut value = Vec::with_capacity(84);
+        for number in [self.disk.floor.0, self.disk.newest.0, self.bytes] {
+            value.extend_from_slice(&number.to_be_bytes());
+        }
+        for set in [&self.disk.stored, &self.disk.admitted, &self.disk.settled] {
+            put_ranges(&mut value, set);
+        }
+        seal(value)
     }
-    seal(value)
-}
 
-/// From a row of table V.
-pub(super) fn read_origin(key: &[u8], value: &[u8]) -> Option<OnDisk> {
-    let mut run = Fields(key.get(1..)?);
-    let name = run.run()?;
-    let mut fields = Fields(open(value)?);
-    let (floor, newest) = (Seq(fields.u64()?), Hlc(fields.u64()?));
-    let (stored, admitted, settled) = (fields.ranges()?, fields.ranges()?, fields.ranges()?);
-    (run.end() && fields.end()).then_some(OnDisk { run: name, floor, stored, admitted, settled, newest })
+    /// From a row of table V.
+    pub fn read(key: &[u8], value: &[u8]) -> Option<OriginRow> {
+        let mut name = Fields(key.get(1..)?);
+        let run = name.run()?;
+        let mut fields = Fields(open(value)?);
+        let (floor, newest, bytes) = (Seq(fields.u64()?), Hlc(fields.u64()?), fields.u64()?);
+        let (stored, admitted, settled) = (fields.ranges()?, fields.ranges()?, fields.ranges()?);
+        let disk = OnDisk { run, floor, stored, admitted, settled, newest };
+        (name.end() && fields.end()).then_some(OriginRow { disk, bytes })
+    }
 }
 
 impl Totals {
     pub const NAME: &'static [u8] = b"totals";
 
     pub fn value(&self) -> Vec<u8> {
-        let mut value = Vec::with_capacity(73);
-        for number in [self.horizon.0, self.newest.0, self.bytes, self.admitted] {
-            value.extend_from_slice(&number.to_be_bytes());
-        }
-        if let Some(run) = self.run {
-            put_run(&mut value, run);
-        }
-        seal(value)
+        seal([self.horizon.0.to_be_bytes(), self.admitted.to_be_bytes()].concat())
     }
 
     pub fn read(value: &[u8]) -> Option<Totals> {
         let mut fields = Fields(open(value)?);
-        let (horizon, newest) = (Hlc(fields.u64()?), Hlc(fields.u64()?));
-        let (bytes, admitted) = (fields.u64()?, fields.u64()?);
-        let run = if fields.end() { None } else { Some(fields.run()?) };
-        fields.end().then_some(Totals { horizon, newest, bytes, admitted, run })
+        let totals = Totals { horizon: Hlc(fields.u64()?), admitted: fields.u64()? };
+        fields.end().then_some(totals)
     }
 }
 
@@ -494,7 +491,7 @@ mod tests {
     #[test]
     fn any_flipped_bit_in_a_checked_row_is_noticed() {
         let ranges = RangeSet::of(Seq(2), Seq(9));
-        let origin = OnDisk {
+        let disk = OnDisk {
             run: run(7),
             floor: Seq(1),
             stored: ranges.clone(),
@@ -502,14 +499,15 @@ mod tests {
             settled: RangeSet::new(),
             newest: Hlc::at(6),
         };
-        let (key, value) = (run_key(table::ORIGIN, origin.run), origin_value(&origin));
-        assert_eq!(read_origin(&key, &value), Some(origin));
+        let origin = OriginRow { disk, bytes: 77 };
+        let (key, value) = (run_key(table::ORIGIN, origin.disk.run), origin.value());
+        assert_eq!(OriginRow::read(&key, &value), Some(origin));
         for at in 0..value.len() {
             let mut bad = value.clone();
             bad[at] ^= 4;
-            assert_eq!(read_origin(&key, &bad), None, "byte {at}");
+            assert_eq!(OriginRow::read(&key, &bad), None, "byte {at}");
         }
-        let totals = Totals { bytes: 7, admitted: 9, run: Some(run(3)), ..Totals::default() };
+        let totals = Totals { horizon: Hlc::at(3), admitted: 9 };
         assert_eq!(Totals::read(&totals.value()), Some(totals));
         let covered = BTreeMap::from([(run(1), (ranges, Hlc::at(3)))]);
         let durable = Durable { name: "d".into(), covered, position: 4, log: 5, acked_ms: 6 };

@@ -11,10 +11,9 @@ use std::time::Duration;
 
 use super::Command;
 use super::filter::KeyFilter;
-use super::rows::{self, Durable, KeyRow, Numbered, RoomRow, Stamp, Totals, table};
+use super::rows::{self, Durable, KeyRow, Numbered, OriginRow, RoomRow, Stamp, table};
 use super::store::{Fault, Store, View, bad, checked, guarded, read_extent, read_kept};
 use crate::id::{Key, Run};
-use crate::replica::event::OnDisk;
 use crate::replica::ranges::RangeSet;
 
 /// How much is read at a stretch.
@@ -54,16 +53,13 @@ struct Scrub<'a> {
 
 impl Scrub<'_> {
     fn all(mut self) -> Result<(), Fault> {
-        let (totals, mut origins) = (self.totals()?, self.origins()?);
-        let (count, bytes) = self.seqs(&origins)?;
-        if bytes != totals.bytes {
-            return Err(Fault::Damaged(format!("the records are said to have {} bytes, not {bytes}", totals.bytes)));
-        }
+        let mut origins = self.origins()?;
+        let count = self.seqs(&origins)?;
         let records = self.records()?;
         if records != count {
             return Err(Fault::Damaged(format!("{count} batches are known and {records} are there")));
         }
-        self.numbers(&mut origins, totals.admitted)?;
+        self.numbers(&mut origins)?;
         self.rest()
     }
 
@@ -82,42 +78,38 @@ impl Scrub<'_> {
         Ok(())
     }
 
-    fn totals(&self) -> Result<Totals, Fault> {
-        let value = self.view.get(&rows::named_key(table::META, Totals::NAME))?;
-        value.map_or(Ok(Totals::default()), |value| Totals::read(&value).ok_or_else(|| bad("totals")))
-    }
-
-    fn origins(&mut self) -> Result<BTreeMap<Run, OnDisk>, Fault> {
+    fn origins(&mut self) -> Result<BTreeMap<Run, OriginRow>, Fault> {
         let mut origins = BTreeMap::new();
         for row in self.view.rows(rows::below(&[table::ORIGIN])) {
             let (key, value) = row?;
             self.pace(value.len())?;
-            let origin = rows::read_origin(&key, &value).ok_or_else(|| bad("origin"))?;
-            origins.insert(origin.run, origin);
+            let origin = OriginRow::read(&key, &value).ok_or_else(|| bad("origin"))?;
+            origins.insert(origin.disk.run, origin);
         }
         Ok(origins)
     }
 
-    /// What is stored of each origin is what its batches hold; answers how many there are and their bytes.
-    fn seqs(&mut self, origins: &BTreeMap<Run, OnDisk>) -> Result<(u64, u64), Fault> {
-        let mut found: BTreeMap<Run, RangeSet> = BTreeMap::new();
-        let (mut count, mut bytes) = (0, 0);
+    /// What is stored of each origin is what its batches hold; answers how many there are.
+    fn seqs(&mut self, origins: &BTreeMap<Run, OriginRow>) -> Result<u64, Fault> {
+        let mut found: BTreeMap<Run, (RangeSet, u64)> = BTreeMap::new();
+        let mut count = 0;
         for row in self.view.rows(rows::below(&[table::SEQ])) {
             let (key, value) = row?;
             self.pace(value.len())?;
             let extent = read_extent(&key, &value)?;
-            found.entry(extent.stamp.run).or_default().insert(extent.stamp.first, extent.last());
+            let (stored, bytes) = found.entry(extent.stamp.run).or_default();
+            stored.insert(extent.stamp.first, extent.last());
+            *bytes += u64::from(extent.bytes);
             count += 1;
-            bytes += u64::from(extent.bytes);
         }
-        for origin in origins.values().filter(|origin| !origin.stored.is_empty()) {
-            if found.remove(&origin.run).as_ref() != Some(&origin.stored) {
-                return Err(Fault::Damaged(format!("what is stored of {:?} is not what is said", origin.run)));
+        for OriginRow { disk, bytes } in origins.values() {
+            if found.remove(&disk.run).unwrap_or_default() != (disk.stored.clone(), *bytes) {
+                return Err(Fault::Damaged(format!("what is stored of {:?} is not what is said", disk.run)));
             }
         }
         match found.keys().next() {
             Some(run) => Err(Fault::Damaged(format!("batches of {run:?} are there that nothing speaks of"))),
-            None => Ok((count, bytes)),
+            None => Ok(count),
         }
     }
 
@@ -149,23 +141,23 @@ impl Scrub<'_> {
     }
 
     /// What has numbers is what is said to have them; what has gone may have them still.
-    fn numbers(&mut self, origins: &mut BTreeMap<Run, OnDisk>, highest: u64) -> Result<(), Fault> {
+    fn numbers(&mut self, origins: &mut BTreeMap<Run, OriginRow>) -> Result<(), Fault> {
         for row in self.view.rows(rows::below(&[table::ADMITTED])) {
             let (key, value) = row?;
             self.pace(value.len())?;
             let (number, numbered) = Numbered::read(&key, &value).ok_or_else(|| bad("number"))?;
             let (first, last) = (numbered.stamp.first, numbered.last());
-            let Some(origin) = origins.get_mut(&numbered.stamp.run) else { continue };
-            if last <= origin.floor {
+            let Some(OriginRow { disk, .. }) = origins.get_mut(&numbered.stamp.run) else { continue };
+            if last <= disk.floor {
                 continue;
             }
-            if number > highest || !origin.admitted.covers(first, last) {
+            if !disk.admitted.covers(first, last) {
                 return Err(Fault::Damaged(format!("number {number} was never given, or twice")));
             }
-            origin.admitted.remove(first, last);
+            disk.admitted.remove(first, last);
         }
-        match origins.values().find(|origin| !origin.admitted.is_empty()) {
-            Some(origin) => Err(Fault::Damaged(format!("entries of {:?} have lost their numbers", origin.run))),
+        match origins.values().find(|origin| !origin.disk.admitted.is_empty()) {
+            Some(origin) => Err(Fault::Damaged(format!("entries of {:?} have lost their numbers", origin.disk.run))),
             None => Ok(()),
         }
     }

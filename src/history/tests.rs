@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::*;
-use crate::id::{EntryId, Epoch, Key, NodeId, Room};
+use crate::id::{EntryId, Epoch, Key, NodeId, Room, Run};
 use crate::replica::batch::{Author, Batch, Draft, Entry};
 use crate::replica::clock::Hlc;
 use crate::replica::event::{Kept, Span};
@@ -31,13 +31,7 @@ fn run(byte: u8) -> Run {
 }
 
 fn options(folder: &Path) -> Options {
-    Options {
-        folder: folder.join("history"),
-        fsync: Fsync::Group,
-        retain_days: 30,
-        retain_bytes: 1 << 30,
-        run: run(99),
-    }
+    Options { folder: folder.join("history"), fsync: Fsync::Group, retain_days: 30, retain_bytes: 1 << 30 }
 }
 
 fn desk_with(options: Options) -> Desk {

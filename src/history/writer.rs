@@ -236,7 +236,7 @@ impl Writer {
         let os = self.options.fsync == Fsync::Os;
         match guarded(|| log.commit(!os)) {
             Ok(reports) => {
-                self.admitted.send_if_modified(|number| std::mem::replace(number, log.totals().admitted) != *number);
+                self.admitted.send_if_modified(|number| std::mem::replace(number, log.admitted()) != *number);
                 if os {
                     self.unsynced_since.get_or_insert_with(Instant::now);
                 }
@@ -321,12 +321,11 @@ impl Writer {
         let log = guarded(|| Log::load(store.clone(), self.shared.keys.clone()));
         let opened = log.and_then(|mut log| {
             let opened = log.opened();
-            log.begin(self.options.run);
             if after_failure {
                 log.probe()?;
             }
             log.commit(true)?;
-            self.admitted.send_replace(log.totals().admitted);
+            self.admitted.send_replace(log.admitted());
             self.log = Some(log);
             Ok(opened)
         });

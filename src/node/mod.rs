@@ -21,10 +21,12 @@ pub(crate) mod start;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::time::Sleep;
 
 use crate::config::Fsync;
 use crate::data_dir::DataDir;
@@ -72,6 +74,8 @@ pub(crate) struct Loop {
     memory: Option<Memory>,
     _data_dir: Option<DataDir>,
     inbox: Inbox,
+    /// Rings when something is due. Kept: to set one anew takes a system call.
+    alarm: Pin<Box<Sleep>>,
     feeds: Vec<Feed>,
     /// Told when a reader took something.
     drained: Arc<Notify>,
@@ -193,6 +197,9 @@ impl Loop {
         let readers_wait = self.readers_wait();
         let disk_waits = self.replica.appending_bytes() > APPEND_BYTES_MAX / 2;
         let may_publish = !readers_wait && !disk_waits && self.net.flow() == Flow::Open;
+        if self.alarm.deadline() != deadline.into() {
+            self.alarm.as_mut().reset(deadline.into());
+        }
         let Inbox { reports, publish, ask, net, candidates } = &mut self.inbox;
         let mut events = Vec::new();
         tokio::select! {
@@ -206,7 +213,7 @@ impl Loop {
             Ok(()) = self.survey.changed() => Wake::Interfaces,
             () = self.net.flow_changed(), if !may_publish && !readers_wait => Wake::Time,
             () = self.drained.notified(), if readers_wait => Wake::Time,
-            () = tokio::time::sleep_until(deadline.into()) => Wake::Time,
+            () = &mut self.alarm => Wake::Time,
         }
     }
 

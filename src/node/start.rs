@@ -138,7 +138,7 @@ impl Builder {
                 Ok(runtime) => runtime,
                 Err(source) => return drop(started.send(Err(system("no runtime for the node")(source)))),
             };
-            runtime.block_on(async move {
+            let life = async move {
                 match Loop::start(self.config).await {
                     // Whoever gave up waiting has dropped the handle, and with it the node.
                     Ok((node, handle)) => {
@@ -147,7 +147,13 @@ impl Builder {
                     }
                     Err(error) => drop(started.send(Err(error))),
                 }
-            });
+            };
+            // As a task: waking what `block_on` itself polls takes a system call, even from this thread.
+            if let Err(error) = runtime.block_on(runtime.spawn(life))
+                && error.is_panic()
+            {
+                std::panic::resume_unwind(error.into_panic());
+            }
         });
         spawned.map_err(system("no thread for the node"))?;
         let died = || system("the node's thread")(std::io::Error::other("it died while the node started"));
@@ -196,7 +202,6 @@ impl Loop {
             fsync: config.fsync,
             retain_days: config.retain_days,
             retain_bytes: config.retain_bytes,
-            run,
         });
         let fsync = config.fsync;
         let (log, opened) = match kept {
@@ -279,6 +284,7 @@ impl Loop {
             memory,
             _data_dir: data_dir,
             inbox: Inbox { reports: reports_inbox, publish: publish_inbox, ask: ask_inbox, net: net_inbox, candidates },
+            alarm: Box::pin(tokio::time::sleep_until(started.into())),
             feeds: Vec::new(),
             drained: Arc::new(Notify::new()),
             links: HashMap::new(),
