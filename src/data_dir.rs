@@ -8,9 +8,8 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use ed25519_dalek::{SECRET_KEY_LENGTH, SigningKey};
-
 use crate::error::StartError;
+use crate::id::NodeKey;
 
 /// Read and written by the owner, by nobody else.
 const FILE_MODE: u32 = 0o600;
@@ -60,10 +59,10 @@ impl DataDir {
     ///
     /// # Errors
     /// [`StartError::DataDir`]; a damaged key file is never replaced, for it may still be wanted.
-    pub fn identity(&self) -> Result<SigningKey, StartError> {
+    pub fn identity(&self) -> Result<NodeKey, StartError> {
         let path = self.path.join("identity");
         match read_identity(&path) {
-            Ok(secret) => Ok(SigningKey::from_bytes(&secret)),
+            Ok(secret) => Ok(NodeKey::from_bytes(&secret)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.make_identity(&path).map_err(|source| StartError::DataDir { path, source })
             }
@@ -72,8 +71,8 @@ impl DataDir {
     }
 
     /// By rename, so that a power cut leaves a whole key or none.
-    fn make_identity(&self, path: &Path) -> io::Result<SigningKey> {
-        let mut secret = [0; SECRET_KEY_LENGTH];
+    fn make_identity(&self, path: &Path) -> io::Result<NodeKey> {
+        let mut secret = [0; NodeKey::LEN];
         getrandom::fill(&mut secret)?;
         let fresh = self.path.join("identity.new");
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(FILE_MODE).open(&fresh)?;
@@ -81,20 +80,20 @@ impl DataDir {
         file.sync_all()?;
         std::fs::rename(&fresh, path)?;
         File::open(&self.path)?.sync_all()?;
-        Ok(SigningKey::from_bytes(&secret))
+        Ok(NodeKey::from_bytes(&secret))
     }
 }
 
-fn read_identity(path: &Path) -> io::Result<[u8; SECRET_KEY_LENGTH]> {
+fn read_identity(path: &Path) -> io::Result<[u8; NodeKey::LEN]> {
     let file = File::open(path)?;
     if file.metadata()?.permissions().mode() & 0o077 != 0 {
         tracing::warn!(path = %path.display(), "others could read this node's key; now only its owner can");
         file.set_permissions(Permissions::from_mode(FILE_MODE))?;
     }
     let mut bytes = Vec::new();
-    file.take(SECRET_KEY_LENGTH as u64 + 1).read_to_end(&mut bytes)?;
+    file.take(NodeKey::LEN as u64 + 1).read_to_end(&mut bytes)?;
     let wrong = |bytes: Vec<u8>| {
-        let message = format!("a key has {SECRET_KEY_LENGTH} bytes, this file {}", bytes.len());
+        let message = format!("a key has {} bytes, this file {}", NodeKey::LEN, bytes.len());
         io::Error::new(io::ErrorKind::InvalidData, message)
     };
     bytes.try_into().map_err(wrong)
@@ -136,10 +135,10 @@ mod tests {
     #[test]
     fn the_identity_stays_the_same() {
         let root = tempfile::tempdir().unwrap();
-        let first = DataDir::open(root.path()).unwrap().identity().unwrap();
-        assert_eq!(DataDir::open(root.path()).unwrap().identity().unwrap(), first);
+        let first = DataDir::open(root.path()).unwrap().identity().unwrap().node();
+        assert_eq!(DataDir::open(root.path()).unwrap().identity().unwrap().node(), first);
         let other = tempfile::tempdir().unwrap();
-        assert_ne!(DataDir::open(other.path()).unwrap().identity().unwrap(), first);
+        assert_ne!(DataDir::open(other.path()).unwrap().identity().unwrap().node(), first);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Names of things: nodes, runs, entries, rooms, keys.
+//! Names of things: nodes, runs, entries, rooms, keys; and the key that proves a node's name.
 //!
 //! Newtypes that can be neither mixed up nor hold a value out of rules. Nothing here does I/O or draws random
 //! numbers; whoever needs a fresh [`Epoch`] passes one in.
@@ -8,11 +8,16 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use data_encoding::{BASE32_NOPAD, HEXLOWER};
+use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
 
 /// A node's identity: its Ed25519 public key, shown as 52 characters of lower-case base32.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub [u8; 32]);
+
+/// What a node proves its name with: its Ed25519 secret key. Never shown.
+#[derive(Clone)]
+pub struct NodeKey(SigningKey);
 
 /// One life of a node: a random number, new at every start, shown as 16 hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -79,6 +84,45 @@ pub enum ParseError {
 impl From<std::convert::Infallible> for ParseError {
     fn from(never: std::convert::Infallible) -> ParseError {
         match never {}
+    }
+}
+
+impl NodeId {
+    /// Whether the node of this name signed `message`. Keys and signatures that could stand for several are refused.
+    pub fn has_signed(&self, message: &[u8], signature: &[u8; 64]) -> bool {
+        let signature = Signature::from_bytes(signature);
+        VerifyingKey::from_bytes(&self.0).is_ok_and(|key| key.verify_strict(message, &signature).is_ok())
+    }
+}
+
+impl NodeKey {
+    /// How many bytes a secret key has.
+    pub const LEN: usize = 32;
+
+    /// The key of these secret bytes.
+    pub fn from_bytes(secret: &[u8; NodeKey::LEN]) -> NodeKey {
+        NodeKey(SigningKey::from_bytes(secret))
+    }
+
+    /// The name that it proves.
+    pub fn node(&self) -> NodeId {
+        NodeId(self.0.verifying_key().to_bytes())
+    }
+
+    /// A life of the node of that name.
+    pub fn run(&self, epoch: Epoch) -> Run {
+        Run { node: self.node(), epoch }
+    }
+
+    /// Signs `message`, which says by its first bytes what it is.
+    pub fn sign(&self, message: &[u8]) -> [u8; 64] {
+        self.0.sign(message).to_bytes()
+    }
+}
+
+impl fmt::Debug for NodeKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("NodeKey(***)")
     }
 }
 

@@ -548,13 +548,14 @@ impl Drop for Subscription {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::{Epoch, NodeId, Run};
+    use crate::id::{Epoch, NodeKey};
     use crate::replica::batch::{Author, Draft};
 
     /// One message to a batch, so that a queue is counted message by message.
     fn batch(seq: u64, text: &str, key: Option<Key>) -> Batch {
-        let origin = Run { node: NodeId([1; 32]), epoch: Epoch(1) };
-        let author = Author { origin, name: "ada", first: Seq(seq), hlc: Hlc::at(seq), previous: [0; 32] };
+        let node = NodeKey::from_bytes(&[1; 32]);
+        let origin = node.run(Epoch(1));
+        let author = Author { key: &node, origin, name: "ada", first: Seq(seq), hlc: Hlc::at(seq), previous: [0; 32] };
         let mut draft = Draft::new(Room::lobby(), text);
         draft.key = key;
         author.encode(&[draft])
@@ -611,8 +612,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_cursor_in_the_middle_of_a_batch_goes_on_in_its_middle() {
-        let origin = Run { node: NodeId([1; 32]), epoch: Epoch(1) };
-        let author = Author { origin, name: "ada", first: Seq(1), hlc: Hlc::at(1), previous: [0; 32] };
+        let key = NodeKey::from_bytes(&[1; 32]);
+        let origin = key.run(Epoch(1));
+        let author = Author { key: &key, origin, name: "ada", first: Seq(1), hlc: Hlc::at(1), previous: [0; 32] };
         let drafts: Vec<Draft> = ["a", "b", "c"].map(|text| Draft::new(Room::lobby(), text)).into();
         let item = Item::Batch { batch: author.encode(&drafts), late: false };
         let (_feed, mut one) = reader(Cursor::new(), vec![item.clone()]);

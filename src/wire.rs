@@ -64,6 +64,7 @@ impl WireError {
             WireError::Version => "version",
             WireError::Topic => "topic",
             WireError::Body => "body",
+            WireError::Batch(BatchError::Signature) => "signature",
             WireError::Batch(_) => "batch",
         }
     }

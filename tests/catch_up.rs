@@ -74,7 +74,7 @@ fn hole_in_a_dead_authors_stream_hinders_nothing_beyond_it() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let (run, count) = (raw::run(1), 10);
-    let mut author = Replica::new(now(), run, "author".into(), 1, WINDOW_BYTES_MAX, None);
+    let mut author = Replica::new(now(), raw::key(1), run.epoch, "author".into(), 1, WINDOW_BYTES_MAX, None);
     let mut publish = |what: &str| {
         let drafts = (0..count).map(|number| Draft::new(Room::lobby(), format!("{what} {number}"))).collect();
         author.publish(now(), drafts);

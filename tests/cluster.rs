@@ -7,14 +7,18 @@ mod common;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use common::raw::{self, Face, Raw};
 use common::soak::{self, Claim};
 use common::{eventually, one_at_a_time};
 use hubless::config::{Listen, Seed};
 use hubless::handle::{Begin, Handle, Query};
-use hubless::id::{Epoch, NodeId, Run};
+use hubless::id::{Epoch, NodeId, Run, Seq};
+use hubless::replica::Replica;
+use hubless::replica::clock::{Mono, Now};
+use hubless::replica::event::Output;
+use hubless::replica::message::{Heartbeat, Message, Repair};
 use hubless::{
     Cursor, Delivery, Draft, Event, Filter, Gap, GapReason, Node, PAYLOAD_BYTES_MAX, PeerState, PublishError, Room,
     Stopped, Subscription,
@@ -380,6 +384,80 @@ fn nonsense_of_a_peer_is_counted_and_dropped_and_harms_nobody() {
         b.publish("lobby", "sense").await.unwrap();
         assert_eq!(text_of(at_a.next().await), "sense");
     });
+}
+
+#[test]
+fn what_its_author_never_signed_is_refused_and_its_bearer_cut() {
+    alone(async {
+        let listener = TcpListener::bind(LOCALHOST).unwrap();
+        let address = listener.local_addr().unwrap();
+        let a = start("a", vec![seed(address)]).await;
+        let b = node("b", &[&a]).await;
+        both_up(&a, &b).await;
+        let mut at_a = a.subscribe_prefix("").await.unwrap();
+        let member = b.info().run;
+        // What one run says, signed by another's key, for each way in which words reach a node.
+        let forged = |claimed: Run, first: u64| {
+            let bytes = said(9, first);
+            let mut forged = bytes.to_vec();
+            forged[1..33].copy_from_slice(&claimed.node.0);
+            forged[33..41].copy_from_slice(&claimed.epoch.0.to_le_bytes());
+            forged
+        };
+        let repair = |origin: Run, batch: Vec<u8>| {
+            let (first, through) = (Seq(1), Seq(9));
+            let repair = Repair { origin, first, from: first, through, batches: vec![(batch.into(), 0)] };
+            hubless::wire::encode(&Message::Repair(repair)).to_vec()
+        };
+        let me = raw::run(9);
+        let mut changed = said(9, 1).to_vec();
+        changed[70] ^= 1; // In the hash of the body.
+        let mut unsigned = said(9, 1).to_vec();
+        unsigned[125..189].fill(0);
+        let mut beyond = said(9, 1).to_vec();
+        beyond[41..49].fill(0xff);
+        let to_a = hubless::wire::topic_to(a.info().run);
+        let to_a = to_a.as_bytes();
+        for (what, topic, body, reason) in [
+            ("a member's next words", to_a, repair(member, forged(member, 1)), "signature"),
+            ("own words in another's name", &b"chat"[..], forged(raw::run(8), 1), "signature"),
+            ("unsigned", b"chat", unsigned.clone(), "signature"),
+            ("unsigned, passed on", to_a, repair(me, unsigned), "signature"),
+            ("changed", b"chat", changed, "batch"),
+            ("a seq beyond the last", b"chat", beyond, "batch"),
+        ] {
+            let before = malformed(&a, reason);
+            let mut peer =
+                Raw::answer(listener.accept().unwrap().0, &Face { run: me, mesh: MESH, port: address.port() }).unwrap();
+            eventually(PATIENCE, &format!("{what}: it is counted"), || {
+                let beat = hubless::wire::encode(&Message::Heartbeat(Heartbeat::default()));
+                // It may have been cut already.
+                let _ = peer.say(b"mesh", &beat).and_then(|()| peer.say(topic, &body));
+                malformed(&a, reason) > before
+            });
+            if reason == "signature" {
+                assert!(peer.read_until(Instant::now() + PATIENCE).is_err(), "{what}: the link is not cut");
+            }
+        }
+        b.publish("lobby", "mine").await.unwrap();
+        assert_eq!(text_of(at_a.next().await), "mine");
+    });
+}
+
+/// The batch of one message that [`raw::run`] signs.
+fn said(number: u64, first: u64) -> bytes::Bytes {
+    let now = Now { mono: Mono(0), wall_ms: SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64 };
+    let mut author = Replica::new(now, raw::key(number), raw::run(number).epoch, "raw".into(), 1, 1 << 20, None);
+    for seq in 1..=first {
+        author.publish(now, vec![Draft::new(Room::lobby(), format!("said {seq}"))]);
+    }
+    std::iter::from_fn(|| author.poll_output())
+        .filter_map(|output| match output {
+            Output::Send { message: Message::Batch(batch), .. } => Some(batch.bytes().clone()),
+            _ => None,
+        })
+        .last()
+        .unwrap()
 }
 
 const MESH: &str = "cluster";

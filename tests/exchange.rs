@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use hubless::id::{Epoch, Key, NodeId, Room, Run, Seq};
+use hubless::id::{Epoch, Key, NodeId, NodeKey, Room, Run, Seq};
 use hubless::replica::batch::{Batch, Draft};
 use hubless::replica::clock::{Hlc, Mono, Now};
 use hubless::replica::event::{Input, Missing, Notice, OnDisk, Opened, Order, Output, Report, Span, Timing, To};
@@ -73,8 +73,8 @@ impl Table {
 
     fn join_with(&mut self, window_bytes: usize, log: Option<Opened>) -> usize {
         let index = self.nodes.len();
-        let run = Run { node: NodeId([index as u8 + 1; 32]), epoch: Epoch(7) };
-        self.nodes.push(Replica::new(self.clock(), run, format!("node {index}").into(), 1, window_bytes, log.clone()));
+        let (key, name) = (NodeKey::from_bytes(&[index as u8 + 1; 32]), format!("node {index}").into());
+        self.nodes.push(Replica::new(self.clock(), key, Epoch(7), name, 1, window_bytes, log.clone()));
         self.orders.push(log.map(|_| Vec::new()));
         self.did.push(Vec::new());
         index
@@ -565,7 +565,7 @@ fn a_stream_that_was_forgotten_is_not_taken_again() {
     let from = table.run(A);
     let mut dead = Table::new(1);
     dead.nodes[0] =
-        Replica::new(table.clock(), Run { node: NodeId([99; 32]), epoch: Epoch(1) }, "dead".into(), 1, 1_000_000, None);
+        Replica::new(table.clock(), NodeKey::from_bytes(&[99; 32]), Epoch(1), "dead".into(), 1, 1_000_000, None);
     dead.say(A, &["old"]);
     let Some(Did::Said(_, Message::Batch(old))) = dead.did[A].first() else { panic!("nothing said") };
     let repair = |batch: &Batch| {

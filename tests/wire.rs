@@ -8,7 +8,7 @@ use data_encoding::HEXLOWER;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use hubless::id::{Epoch, Key, NodeId, Room, Run, RunHash, Seq};
+use hubless::id::{Epoch, Key, NodeId, NodeKey, Room, Run, RunHash, Seq};
 use hubless::replica::Replica;
 use hubless::replica::batch::{Batch, Draft, Via};
 use hubless::replica::clock::{Hlc, Mono, Now};
@@ -17,14 +17,16 @@ use hubless::replica::message::{BUCKETS, Digest, Heartbeat, Hello, Holding, Mark
 use hubless::replica::ranges::RangeSet;
 use hubless::wire::{self, WireError};
 
+const EPOCH: Epoch = Epoch(0x0123_4567_89ab_cdef);
+
 fn run(number: u8) -> Run {
-    Run { node: NodeId([number; 32]), epoch: Epoch(0x0123_4567_89ab_cdef) }
+    Run { node: NodeId([number; 32]), epoch: EPOCH }
 }
 
 /// The batch that a node of fixed name and time makes of fixed drafts.
 fn batch() -> Batch {
     let now = Now { mono: Mono(0), wall_ms: 1_767_225_600_000 };
-    let mut replica = Replica::new(now, run(1), "ada".into(), 0, 1_000_000, None);
+    let mut replica = Replica::new(now, NodeKey::from_bytes(&[1; 32]), EPOCH, "ada".into(), 0, 1_000_000, None);
     let mut data = Draft::new(Room::new("sensors.a").unwrap(), vec![0u8, 255]);
     (data.name, data.key, data.via) = (Some("probe".into()), Some(Key([7; 16])), Via::Amqp);
     replica.publish(now, vec![Draft::new(Room::lobby(), "hi"), data]);
@@ -106,10 +108,10 @@ fn kinds() -> Vec<(&'static str, Message)> {
 const GOLDEN: &[(&str, &str)] = &[
     (
         "batch",
-        "010101010101010101010101010101010101010101010101010101010101010101efcdab8967452301010000000000000002\
+        "018a88e3dd7409f195fd52db2d3cba5d72ca6709bf1d94121bf3748801b40f6f5cefcdab8967452301010000000000000002\
          000000000000a8da769b0192456082dc5fd2ae6458e129ba295a561f450d4f8aaddf0ff4db83467253f4f900000000000000\
-         0000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000\
-         0000000000000000000000000000000000000000000000000000000000000000000000000000000361646101010707070707\
+         0000000000000000000000000000000000000000000000000049ff82716bd33a50e663dc12a2f1ca0c3f083f44f8f6f12f65\
+         c428dd738a1e3166cdb41c9181c33d755c82073fbfb9dc9168b49545ead22d95a77e09b9714d020361646101010707070707\
          0707070707070707070707056c6f6262790000000268690973656e736f72732e61010570726f62650201186170706c696361\
          74696f6e2f6f637465742d73747265616d0200ff",
     ),
@@ -134,10 +136,10 @@ const GOLDEN: &[(&str, &str)] = &[
     (
         "repair",
         "01060101010101010101010101010101010101010101010101010101010101010101fdefcdab896745230101010201fb0e01\
-         010101010101010101010101010101010101010101010101010101010101010101efcdab8967452301010000000000000002\
+         018a88e3dd7409f195fd52db2d3cba5d72ca6709bf1d94121bf3748801b40f6f5cefcdab8967452301010000000000000002\
          000000000000a8da769b0192456082dc5fd2ae6458e129ba295a561f450d4f8aaddf0ff4db83467253f4f900000000000000\
-         0000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000\
-         0000000000000000000000000000000000000000000000000000000000000000000000000000000361646101010707070707\
+         0000000000000000000000000000000000000000000000000049ff82716bd33a50e663dc12a2f1ca0c3f083f44f8f6f12f65\
+         c428dd738a1e3166cdb41c9181c33d755c82073fbfb9dc9168b49545ead22d95a77e09b9714d020361646101010707070707\
          0707070707070707070707056c6f6262790000000268690973656e736f72732e61010570726f62650201186170706c696361\
          74696f6e2f6f637465742d73747265616d0200fffd01a8da769b010000",
     ),

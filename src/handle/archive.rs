@@ -212,14 +212,15 @@ impl ArchiveReader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::{Epoch, NodeId, Room, Run, Seq};
+    use crate::id::{Epoch, NodeKey, Room, Seq};
     use crate::replica::batch::{Author, Draft};
     use crate::replica::clock::Hlc;
     use crate::replica::event::Kept;
 
     fn batch(seq: u64) -> Exported {
-        let origin = Run { node: NodeId([1; 32]), epoch: Epoch(1) };
-        let author = Author { origin, name: "ada", first: Seq(seq), hlc: Hlc::at(seq), previous: [0; 32] };
+        let key = NodeKey::from_bytes(&[1; 32]);
+        let origin = key.run(Epoch(1));
+        let author = Author { key: &key, origin, name: "ada", first: Seq(seq), hlc: Hlc::at(seq), previous: [0; 32] };
         Exported(Kept { batch: author.encode(&[Draft::new(Room::lobby(), "hi")]), arrived_ms: 1_769_860_800_123 })
     }
 
@@ -265,7 +266,7 @@ mod tests {
         assert_eq!(file[37..37 + len], **batch(1).bytes());
         assert_eq!(file[37 + len + 8..37 + len + 20], [0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(file.len(), 37 + len + 8 + 20);
-        assert_eq!(blake3::hash(&file).to_hex()[..16], *"3ea847c608d122bd");
+        assert_eq!(blake3::hash(&file).to_hex()[..16], *"b093361efbef8684");
     }
 
     #[test]

@@ -17,6 +17,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::read::Reader;
 use super::rows::{self, Stamp, table};
 use super::store::{Fault, Store, View, beside, checked, guarded, read_extent, read_kept};
+use crate::replica::batch::Batch;
 use crate::replica::event::{Kept, Report};
 
 /// How many histories that were moved aside are kept.
@@ -173,6 +174,11 @@ struct Search {
     found: u64,
 }
 
+/// Peers take only what its author signed.
+fn verified(kept: Kept) -> Result<Kept, Fault> {
+    checked(kept, Batch::check)
+}
+
 impl Search {
     fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
@@ -186,7 +192,7 @@ impl Search {
         for row in view.rows(rows::below(&[table::SEQ])) {
             let stamp = row.and_then(|(key, value)| read_extent(&key, &value)).map(|extent| extent.stamp);
             let kept = stamp.and_then(|stamp| {
-                if self.wants(&stamp) { view.kept(&stamp).and_then(checked).map(Some) } else { Ok(None) }
+                if self.wants(&stamp) { view.kept(&stamp).and_then(verified).map(Some) } else { Ok(None) }
             });
             self.look(kept, &mut bad);
             if bad > BAD_ROWS_MAX || self.stopped() {
@@ -208,7 +214,7 @@ impl Search {
     fn unknown(&self, view: &View<'_>, key: &[u8], value: UserValue) -> Result<Option<Kept>, Fault> {
         let stamp = Stamp::read(&key[1..]).ok_or_else(|| super::store::bad("batch"))?;
         let known = view.has(&stamp.seq_key()).unwrap_or(false);
-        if known || !self.wants(&stamp) { Ok(None) } else { read_kept(&stamp, value).and_then(checked).map(Some) }
+        if known || !self.wants(&stamp) { Ok(None) } else { read_kept(&stamp, value).and_then(verified).map(Some) }
     }
 
     /// What has come back from peers meanwhile is not needed again.

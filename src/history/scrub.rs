@@ -14,6 +14,7 @@ use super::filter::KeyFilter;
 use super::rows::{self, Durable, KeyRow, Numbered, OriginRow, RoomRow, Stamp, table};
 use super::store::{Fault, Store, View, bad, checked, guarded, read_extent, read_kept};
 use crate::id::{Key, Run};
+use crate::replica::batch::Batch;
 use crate::replica::ranges::RangeSet;
 
 /// How much is read at a stretch.
@@ -121,7 +122,7 @@ impl Scrub<'_> {
             self.pace(value.len())?;
             let stamp = Stamp::read(&key[1..]).ok_or_else(|| bad("batch"))?;
             let bytes = value.len();
-            let kept = checked(read_kept(&stamp, value)?)?;
+            let kept = checked(read_kept(&stamp, value)?, Batch::check_body)?;
             let by_seq = stamp.seq_key();
             let extent = self.view.get(&by_seq)?.map(|value| read_extent(&by_seq, &value)).transpose()?;
             let fits = extent.is_some_and(|extent| {

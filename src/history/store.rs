@@ -22,7 +22,7 @@ use fjall::{
 use super::rows::{self, Extent, FORMAT_VERSION, KeyRow, Stamp, table};
 use crate::error::{HistoryError, StartError};
 use crate::id::{EntryId, Key, Run, Seq};
-use crate::replica::batch::{BATCH_BYTES_MAX, Batch};
+use crate::replica::batch::{BATCH_BYTES_MAX, Batch, BatchError};
 use crate::replica::event::Kept;
 
 /// Blocks of the log kept in memory.
@@ -328,9 +328,9 @@ pub(super) fn stamp_of(batch: &Batch) -> Stamp {
     Stamp { hlc: batch.hlc(), run: batch.origin(), first: batch.first() }
 }
 
-/// A record that was hashed again.
-pub(super) fn checked(kept: Kept) -> Result<Kept, Fault> {
-    match kept.batch.check() {
+/// A record that was checked again.
+pub(super) fn checked(kept: Kept, check: fn(&Batch) -> Result<(), BatchError>) -> Result<Kept, Fault> {
+    match check(&kept.batch) {
         Ok(()) => Ok(kept),
         Err(error) => Err(Fault::Damaged(format!("the record of {:?}: {error}", stamp_of(&kept.batch)))),
     }

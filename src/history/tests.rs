@@ -1,12 +1,13 @@
 //! The history on real folders: what goes in comes out, whatever happens to the files.
 
 use std::path::Path;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::*;
-use crate::id::{EntryId, Epoch, Key, NodeId, Room, Run};
+use crate::id::{EntryId, Epoch, Key, NodeKey, Room, Run};
 use crate::replica::batch::{Author, Batch, Draft, Entry};
 use crate::replica::clock::Hlc;
 use crate::replica::event::{Kept, Span};
@@ -26,8 +27,18 @@ struct Desk {
     opened: Opened,
 }
 
+/// The keys are in the order of their numbers.
+fn key_of(number: u64) -> NodeKey {
+    static KEYS: LazyLock<Vec<NodeKey>> = LazyLock::new(|| {
+        let mut keys: Vec<NodeKey> = (0..=u8::MAX).map(|byte| NodeKey::from_bytes(&[byte; NodeKey::LEN])).collect();
+        keys.sort_by_key(NodeKey::node);
+        keys
+    });
+    KEYS[number as usize].clone()
+}
+
 fn run(byte: u8) -> Run {
-    Run { node: NodeId([byte; 32]), epoch: Epoch(u64::from(byte)) }
+    key_of(byte.into()).run(Epoch(byte.into()))
 }
 
 fn options(folder: &Path) -> Options {
@@ -51,7 +62,9 @@ fn said(text: &str) -> Draft {
 
 /// A batch of `origin` from seq `first`, said `ms` after the start of the tests' day.
 fn batch(origin: Run, first: u64, ms: u64, drafts: &[Draft]) -> Batch {
-    Author { origin, name: "ada", first: Seq(first), hlc: Hlc::at(NOW_MS + ms), previous: [0; 32] }.encode(drafts)
+    let key = key_of(origin.epoch.0);
+    Author { key: &key, origin, name: "ada", first: Seq(first), hlc: Hlc::at(NOW_MS + ms), previous: [0; 32] }
+        .encode(drafts)
 }
 
 fn kept(batch: Batch) -> Kept {

@@ -18,6 +18,7 @@ use super::gate::{Identity, limits, outbound};
 use super::{DialError, LinkId, NetEvent, Task};
 use crate::id::Run;
 use crate::metrics::{Metrics, count};
+use crate::replica::batch::BatchError;
 use crate::replica::message::Message;
 use crate::wire::{self, TOPIC_CHAT, TOPIC_MESH, WireError};
 
@@ -57,7 +58,13 @@ pub(crate) async fn hear(link: LinkId, address: SocketAddr, around: Surroundings
         while let Some(message) = ear.next().await {
             match read(message, &topic_own) {
                 Ok(message) => drop(events.send(NetEvent::Message { link, run, message }).await),
-                Err(error) => count(&metrics.malformed, error.word()),
+                Err(error) => {
+                    count(&metrics.malformed, error.word());
+                    if error == WireError::Batch(BatchError::Signature) {
+                        tracing::warn!(?run, "a peer says what its author never signed, and was cut");
+                        break;
+                    }
+                }
             }
         }
     };

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::gate::zmtp::{self, Role};
 use super::*;
-use crate::id::{Epoch, NodeId, Room, Seq};
+use crate::id::{Epoch, NodeId, NodeKey, Room, Seq};
 use crate::metrics::Reason;
 use crate::replica::batch::{Author, Draft};
 use crate::replica::clock::Hlc;
@@ -30,7 +30,7 @@ impl Node {
     }
 
     async fn start_as(number: u8, mesh: &str, events: usize) -> Node {
-        let run = Run { node: NodeId([number; 32]), epoch: Epoch(number.into()) };
+        let run = key_of(number.into()).run(Epoch(number.into()));
         let listen = Listen::At((Ipv4Addr::LOCALHOST, 0).into());
         let metrics = Metrics::new();
         let (sender, events) = mpsc::channel(events);
@@ -124,8 +124,14 @@ fn ping(number: u64) -> Bytes {
     wire::encode(&Message::Ping(number))
 }
 
+/// The key of the node whose epoch this is.
+fn key_of(epoch: u64) -> NodeKey {
+    NodeKey::from_bytes(&[epoch as u8; NodeKey::LEN])
+}
+
 fn batch(origin: Run, seq: u64, bytes: usize) -> Bytes {
-    let author = Author { origin, name: "ada", first: Seq(seq), hlc: Hlc::at(1_000), previous: [0; 32] };
+    let key = key_of(origin.epoch.0);
+    let author = Author { key: &key, origin, name: "ada", first: Seq(seq), hlc: Hlc::at(1_000), previous: [0; 32] };
     let draft = Draft::new(Room::lobby(), "x".repeat(bytes));
     wire::encode(&Message::Batch(author.encode(&[draft])))
 }

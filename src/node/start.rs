@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ed25519_dalek::SigningKey;
 use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 
 use super::presence::Presence;
@@ -18,7 +17,7 @@ use crate::data_dir::DataDir;
 use crate::error::StartError;
 use crate::handle::{Handle, HistoryHealth, Holders, Info, Inner};
 use crate::history::{self, History, LogHandle};
-use crate::id::{Epoch, NodeId, Run};
+use crate::id::{Epoch, NodeKey};
 use crate::metrics::Metrics;
 use crate::net::discovery::ladder::Ladder;
 use crate::net::discovery::memory::{self, Memory};
@@ -181,12 +180,12 @@ impl Loop {
             None => {
                 let mut secret = [0; 32];
                 getrandom::fill(&mut secret).map_err(random("no random identity"))?;
-                SigningKey::from_bytes(&secret)
+                NodeKey::from_bytes(&secret)
             }
         };
-        let epoch = getrandom::u64().map_err(random("no random epoch"))?;
+        let epoch = Epoch(getrandom::u64().map_err(random("no random epoch"))?);
         let seed = getrandom::u64().map_err(random("no random seed"))?;
-        let run = Run { node: NodeId(identity.verifying_key().to_bytes()), epoch: Epoch(epoch) };
+        let run = identity.run(epoch);
         let metrics = Metrics::new();
         let folder = keeping.map(|data_dir| data_dir.path().to_path_buf());
         // What is remembered of the network is for nodes that are on it.
@@ -272,7 +271,7 @@ impl Loop {
             holders: Arc::new(Holders::default()),
             health: log.as_ref().map_or_else(|| watch::channel(HistoryHealth::None).1, |log| log.health.subscribe()),
         };
-        let mut replica = Replica::new(now(started), run, name, seed, WINDOW_BYTES_MAX, opened);
+        let mut replica = Replica::new(now(started), identity, epoch, name, seed, WINDOW_BYTES_MAX, opened);
         replica.handle(now(started), Input::Endpoints(addresses));
         let node = Loop {
             mesh: config.mesh.as_str().into(),

@@ -9,19 +9,25 @@
 //! ```
 //!
 //! `body-hash` is BLAKE3 of the body; `previous-hash` is the body hash of the origin's batch before this one (zero before
-//! the first); a signature of zeros means unsigned. Golden bytes in `tests/wire.rs` guard it.
+//! the first); the signature is its author's, by Ed25519 over [`SIGNED_PREFIX`] and the header before it, so it covers the
+//! body by its hash. Golden bytes in `tests/wire.rs` guard it.
 
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::sync::Arc;
 
 use super::clock::Hlc;
-use crate::id::{EntryId, Epoch, Key, NodeId, Room, Run, Seq};
+pub use super::payload::{Payload, Text};
+use crate::id::{EntryId, Epoch, Key, NodeId, NodeKey, Room, Run, Seq};
 
 /// The version byte of a batch.
 pub const BATCH_VERSION: u8 = 1;
 /// Bytes before the body.
 pub const HEADER_BYTES: usize = 1 + 32 + 8 + 8 + 4 + 8 + 32 + 32 + 64;
+/// Where the signature begins.
+const SIGNATURE_OFFSET: usize = HEADER_BYTES - 64;
+/// Stands before what is signed, so that no signature of a batch is one of something else.
+pub const SIGNED_PREFIX: &[u8] = b"hubless batch\n";
 /// Where `first` stands in the header; the gate reads it and `count` to know how far a peer was served.
 pub const FIRST_OFFSET: usize = 1 + 32 + 8;
 /// The largest payload of one entry, in bytes.
@@ -54,99 +60,6 @@ pub enum Via {
     Plain,
     /// From an imported history.
     Import,
-}
-
-/// What a message carries.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Payload {
-    /// Chat: `text/plain` in UTF-8. Held as bytes that are known to be UTF-8.
-    Text(Text),
-    /// Anything else, with its content type.
-    Data {
-        /// The content type, at most [`NAME_BYTES_MAX`] bytes.
-        mime: Arc<str>,
-        /// The bytes.
-        data: Bytes,
-    },
-}
-
-/// UTF-8 text that shares its bytes with the batch it came in.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Text(Bytes);
-
-impl Text {
-    /// The text.
-    pub fn as_str(&self) -> &str {
-        // Checked when it was made; a check again is cheaper than `unsafe`.
-        std::str::from_utf8(&self.0).unwrap_or_default()
-    }
-}
-
-impl std::fmt::Debug for Text {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.as_str().fmt(f)
-    }
-}
-
-impl From<String> for Text {
-    fn from(text: String) -> Text {
-        Text(text.into())
-    }
-}
-
-impl Payload {
-    /// Its length in bytes.
-    pub fn len(&self) -> usize {
-        match self {
-            Payload::Text(text) => text.0.len(),
-            Payload::Data { data, .. } => data.len(),
-        }
-    }
-
-    /// Whether it has no bytes.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The text, if it is text.
-    pub fn text(&self) -> Option<&str> {
-        match self {
-            Payload::Text(text) => Some(text.as_str()),
-            Payload::Data { .. } => None,
-        }
-    }
-
-    /// The bytes, whatever they are.
-    pub fn bytes(&self) -> &Bytes {
-        match self {
-            Payload::Text(text) => &text.0,
-            Payload::Data { data, .. } => data,
-        }
-    }
-}
-
-impl From<&str> for Payload {
-    fn from(text: &str) -> Payload {
-        Payload::Text(Text(Bytes::copy_from_slice(text.as_bytes())))
-    }
-}
-
-impl From<String> for Payload {
-    fn from(text: String) -> Payload {
-        Payload::Text(text.into())
-    }
-}
-
-impl From<Bytes> for Payload {
-    fn from(data: Bytes) -> Payload {
-        Payload::Data { mime: "application/octet-stream".into(), data }
-    }
-}
-
-impl From<Vec<u8>> for Payload {
-    fn from(data: Vec<u8>) -> Payload {
-        Bytes::from(data).into()
-    }
 }
 
 /// A message before it has an id.
@@ -205,6 +118,9 @@ pub enum BatchError {
     /// The body does not have the hash that the header gives.
     #[error("a batch whose body does not match its hash")]
     Hash,
+    /// The signature is not that of the node whose stream it claims to be a part of.
+    #[error("a batch that its author did not sign")]
+    Signature,
     /// The preamble or an entry does not decode, or bytes are left over.
     #[error("a batch whose body does not decode")]
     Body,
@@ -250,7 +166,7 @@ enum ShapeContent<'a> {
     Data { mime: &'a [u8], data: &'a [u8] },
 }
 
-/// An encoded batch, whose header has been read and whose body has been hashed. Cheap to clone.
+/// An encoded batch, whose header has been read and whose body and author have been checked. Cheap to clone.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Batch {
     bytes: Bytes,
@@ -261,7 +177,8 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Reads the header of `bytes` and checks the body against its hash; entries are decoded by [`Batch::entries`].
+    /// Reads the header of `bytes`, checks the body against its hash and that its author signed it; entries are decoded by
+    /// [`Batch::entries`].
     ///
     /// # Errors
     /// Whatever of [`BatchError`] fits, but never [`BatchError::Body`].
@@ -274,7 +191,7 @@ impl Batch {
     /// Reads the header of bytes that were parsed before and kept by what notices when they change.
     ///
     /// # Errors
-    /// Whatever of [`BatchError`] fits, but never [`BatchError::Body`] or [`BatchError::Hash`].
+    /// [`BatchError::Length`], [`BatchError::Version`] or [`BatchError::Range`].
     pub fn checked_before(bytes: Bytes) -> Result<Batch, BatchError> {
         if bytes.len() <= HEADER_BYTES || bytes.len() > BATCH_BYTES_MAX {
             return Err(BatchError::Length);
@@ -298,11 +215,23 @@ impl Batch {
         Ok(Batch { bytes, origin, first: Seq(first), count, hlc })
     }
 
+    /// Checks the body against its hash, and that its author signed it.
+    ///
+    /// # Errors
+    /// [`BatchError::Hash`] or [`BatchError::Signature`].
+    pub fn check(&self) -> Result<(), BatchError> {
+        self.check_body()?;
+        let mut signature = [0; 64];
+        signature.copy_from_slice(&self.bytes[SIGNATURE_OFFSET..HEADER_BYTES]);
+        let signed = self.origin.node.has_signed(&signed(&self.bytes), &signature);
+        signed.then_some(()).ok_or(BatchError::Signature)
+    }
+
     /// Checks the body against its hash.
     ///
     /// # Errors
     /// [`BatchError::Hash`].
-    pub fn check(&self) -> Result<(), BatchError> {
+    pub fn check_body(&self) -> Result<(), BatchError> {
         let same = *blake3::hash(&self.bytes[HEADER_BYTES..]).as_bytes() == self.body_hash();
         same.then_some(()).ok_or(BatchError::Hash)
     }
@@ -481,7 +410,7 @@ impl Entries {
             _ => Room::new(wire.room).map_err(|_| BatchError::Body)?,
         };
         let payload = match wire.content {
-            WireContent::Text(text) => Payload::Text(Text(bytes.slice_ref(text.as_bytes()))),
+            WireContent::Text(text) => Payload::Text(Text::of(bytes, text)),
             WireContent::Data { mime, data } => Payload::Data { mime: mime.into(), data: bytes.slice_ref(data) },
         };
         let entry = Entry {
@@ -500,6 +429,7 @@ impl Entries {
 
 /// What a batch is made from: as many of `drafts` as fit.
 pub(crate) struct Author<'a> {
+    pub key: &'a NodeKey,
     pub origin: Run,
     pub name: &'a str,
     pub first: Seq,
@@ -547,11 +477,21 @@ impl Author<'_> {
         }
         let hash = blake3::hash(&bytes[HEADER_BYTES..]);
         bytes[BODY_HASH_OFFSET..BODY_HASH_OFFSET + 32].copy_from_slice(hash.as_bytes());
+        let signature = self.key.sign(&signed(&bytes));
+        bytes[SIGNATURE_OFFSET..HEADER_BYTES].copy_from_slice(&signature);
         Batch { bytes: bytes.freeze(), origin: self.origin, first: self.first, count: count as u32, hlc: self.hlc }
     }
 }
 
 const BODY_HASH_OFFSET: usize = FIRST_OFFSET + 8 + 4 + 8;
+
+/// What the author of a batch signs.
+fn signed(batch: &[u8]) -> [u8; SIGNED_PREFIX.len() + SIGNATURE_OFFSET] {
+    let mut signed = [0; SIGNED_PREFIX.len() + SIGNATURE_OFFSET];
+    signed[..SIGNED_PREFIX.len()].copy_from_slice(SIGNED_PREFIX);
+    signed[SIGNED_PREFIX.len()..].copy_from_slice(&batch[..SIGNATURE_OFFSET]);
+    signed
+}
 
 /// An upper bound of what a draft takes in a body.
 fn draft_bytes(draft: &Draft) -> usize {
@@ -592,9 +532,10 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 mod tests {
     use super::*;
 
-    fn author() -> Author<'static> {
-        let origin = Run { node: NodeId([1; 32]), epoch: Epoch(2) };
-        Author { origin, name: "ada", first: Seq(5), hlc: Hlc::at(1_000), previous: [0; 32] }
+    fn encode(drafts: &[Draft]) -> Batch {
+        let key = NodeKey::from_bytes(&[1; 32]);
+        let origin = key.run(Epoch(2));
+        Author { key: &key, origin, name: "ada", first: Seq(5), hlc: Hlc::at(1_000), previous: [0; 32] }.encode(drafts)
     }
 
     fn draft(text: &str) -> Draft {
@@ -606,7 +547,7 @@ mod tests {
         let mut drafts = vec![draft("hi"), Draft::new(Room::new("x.y").unwrap(), vec![0, 255])];
         drafts[1].name = Some("grace".into());
         drafts[1].key = Some(Key([9; 16]));
-        let batch = Batch::parse(author().encode(&drafts).bytes().clone()).unwrap();
+        let batch = Batch::parse(encode(&drafts).bytes().clone()).unwrap();
         assert_eq!((batch.first(), batch.last(), batch.count()), (Seq(5), Seq(6), 2));
         let entries: Vec<Entry> = batch.entries().map(Result::unwrap).collect();
         assert_eq!(entries[0].payload.text(), Some("hi"));
@@ -620,21 +561,26 @@ mod tests {
     #[test]
     fn a_batch_is_closed_at_its_limit_and_a_large_message_goes_alone() {
         let small: Vec<Draft> = (0..10_000).map(|_| draft(&"x".repeat(64))).collect();
-        let batch = author().encode(&small);
+        let batch = encode(&small);
         assert!(batch.bytes().len() <= BODY_BYTES_MAX + HEADER_BYTES + 160 && batch.count() > 500, "{batch:?}");
         let large = vec![draft(&"y".repeat(PAYLOAD_BYTES_MAX)), draft("z")];
-        let batch = author().encode(&large);
+        let batch = encode(&large);
         assert_eq!(batch.count(), 1);
         assert!(Batch::parse(batch.bytes().clone()).is_ok());
     }
 
     #[test]
-    fn any_flipped_bit_behind_the_header_and_any_cut_is_noticed() {
-        let bytes = author().encode(&[draft("hello"), draft("world")]).bytes().to_vec();
-        for at in HEADER_BYTES..bytes.len() {
+    fn any_flipped_bit_and_any_cut_is_noticed() {
+        let bytes = encode(&[draft("hello"), draft("world")]).bytes().to_vec();
+        for at in 0..bytes.len() {
             let mut bad = bytes.clone();
             bad[at] ^= 1;
-            assert_eq!(Batch::parse(bad.into()), Err(BatchError::Hash));
+            let error = Batch::parse(bad.into()).unwrap_err();
+            assert!(at < HEADER_BYTES || error == BatchError::Hash, "byte {at}: {error}");
+            assert!(
+                at < SIGNATURE_OFFSET || at >= HEADER_BYTES || error == BatchError::Signature,
+                "byte {at}: {error}"
+            );
         }
         for len in 0..bytes.len() {
             assert!(Batch::parse(Bytes::copy_from_slice(&bytes[..len])).is_err());
@@ -642,11 +588,31 @@ mod tests {
     }
 
     #[test]
+    fn nobody_speaks_in_the_name_of_another() {
+        let (key, other) = (NodeKey::from_bytes(&[1; 32]), NodeKey::from_bytes(&[2; 32]));
+        let by = |key: &NodeKey, origin| {
+            let author = Author { key, origin, name: "ada", first: Seq(1), hlc: Hlc::at(1), previous: [0; 32] };
+            Batch::parse(author.encode(&[draft("hi")]).bytes().clone()).map(drop)
+        };
+        assert_eq!(by(&key, key.run(Epoch(1))), Ok(()));
+        assert_eq!(by(&other, key.run(Epoch(1))), Err(BatchError::Signature));
+        // A name that is no key, and the neutral element, for which anything is a signature to lax eyes.
+        for node in
+            [[9; 32], [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]]
+        {
+            assert_eq!(by(&key, Run { node: NodeId(node), epoch: Epoch(1) }), Err(BatchError::Signature));
+        }
+        let mut unsigned = encode(&[draft("hi")]).bytes().to_vec();
+        unsigned[SIGNATURE_OFFSET..HEADER_BYTES].fill(0);
+        assert_eq!(Batch::parse(unsigned.into()), Err(BatchError::Signature));
+    }
+
+    #[test]
     fn from_the_back_come_the_same_entries_whatever_was_taken_from_the_front() {
         let mut drafts: Vec<Draft> = (0..40).map(|number| draft(&"x".repeat(number))).collect();
         drafts[7].room = Room::new("other").unwrap();
         drafts[9].key = Some(Key([9; 16]));
-        let batch = author().encode(&drafts);
+        let batch = encode(&drafts);
         let all: Vec<Entry> = batch.entries().map(Result::unwrap).collect();
         for front in 0..=all.len() {
             let mut entries = batch.entries();
@@ -661,9 +627,9 @@ mod tests {
 
     #[test]
     fn a_body_that_lies_about_its_entries_ends_with_an_error() {
-        let mut bytes = author().encode(&[draft("hello")]).bytes().to_vec();
+        let mut bytes = encode(&[draft("hello")]).bytes().to_vec();
         bytes[FIRST_OFFSET + 8] = 2;
-        let batch = Batch::parse(bytes.into()).unwrap();
+        let batch = Batch::checked_before(bytes.into()).unwrap();
         let entries: Vec<_> = batch.entries().collect();
         assert_eq!(entries.last(), Some(&Err(BatchError::Body)));
         let backwards: Vec<_> = batch.entries().rev().collect();

@@ -18,6 +18,7 @@ pub mod log;
 pub mod message;
 mod mutants;
 mod origins;
+mod payload;
 pub mod ranges;
 pub(crate) mod repair;
 mod speak;
@@ -30,7 +31,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::id::{EntryId, Key, NodeId, Run, RunHash, Seq};
+use crate::id::{EntryId, Epoch, Key, NodeId, NodeKey, Run, RunHash, Seq};
 #[cfg(feature = "sim")]
 pub(crate) use audit::Audit;
 use batch::{Author, Batch, Draft};
@@ -63,6 +64,7 @@ const DAY_MS: u64 = 24 * 3600 * 1000;
 /// The decisions of one node. See the [module](self).
 #[derive(Debug)]
 pub struct Replica {
+    key: NodeKey,
     me: Run,
     name: Arc<str>,
     start: Hlc,
@@ -163,13 +165,16 @@ impl Replica {
     /// and inputs do the same.
     pub fn new(
         now: Now,
-        me: Run,
+        key: NodeKey,
+        epoch: Epoch,
         name: Arc<str>,
         seed: u64,
         window_bytes_max: usize,
         opened: Option<Opened>,
     ) -> Replica {
+        let me = key.run(epoch);
         let mut replica = Replica {
+            key,
             me,
             name,
             start: Hlc::at(now.wall_ms),
@@ -239,7 +244,8 @@ impl Replica {
             let first = self.streams[&self.me].sent.next();
             let time = self.log.time(now);
             let hlc = self.clock.tick(time, batch::BATCH_ENTRIES_MAX.min(rest.len()) as u64);
-            let author = Author { origin: self.me, name: &self.name, first, hlc, previous: self.previous };
+            let author =
+                Author { key: &self.key, origin: self.me, name: &self.name, first, hlc, previous: self.previous };
             let batch = author.encode(rest);
             self.previous = batch.body_hash();
             rest = &rest[batch.count() as usize..];

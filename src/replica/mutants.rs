@@ -37,11 +37,13 @@ pub enum Mutant {
     EpochReused,
     /// Of two entries with one key both are shown; planted in what keeps the log.
     TwinShown,
+    /// What comes as a repair is taken whoever signed it.
+    SignatureUnchecked,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 15] = [
+    pub const ALL: [Mutant; 16] = [
         Mutant::HoleSkippedSilently,
         Mutant::OldFrameAccepted,
         Mutant::DeadSourceForgotten,
@@ -57,6 +59,7 @@ impl Mutant {
         Mutant::HoleAdmitted,
         Mutant::EpochReused,
         Mutant::TwinShown,
+        Mutant::SignatureUnchecked,
     ];
 }
 

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::time::Duration;
 
-use super::batch::{Author, Batch, Draft};
+use super::batch::{Author, Batch, BatchError, Draft};
 use super::clock::{BUILD_MS, Mono, Now};
 use super::event::{Kept, Load, Missing, Notice, Span, To};
 use super::liveness::{Peer, Status};
@@ -225,7 +225,8 @@ impl Replica {
             if recut && batch.count() > 1 {
                 let drafts: Vec<Draft> =
                     batch.entries().flatten().take(1).map(|entry| Draft::new(entry.room, entry.payload)).collect();
-                let author = Author { origin, name: "", first: batch.first(), hlc: batch.hlc(), previous: [0; 32] };
+                let (key, first, hlc) = (&self.key, batch.first(), batch.hlc());
+                let author = Author { key, origin, name: "", first, hlc, previous: [0; 32] };
                 encoded = author.encode(&drafts).bytes().clone();
             }
             if bytes > 0 && bytes + encoded.len() > REPAIR_BYTES_MAX {
@@ -247,13 +248,15 @@ impl Replica {
         let mut bytes = 0;
         for (encoded, arrived_ms) in batches {
             bytes += encoded.len() as u64;
-            match Batch::parse(encoded) {
+            let parse = if self.bug(Mutant::SignatureUnchecked) { Batch::checked_before } else { Batch::parse };
+            match parse(encoded) {
                 Ok(batch) if batch.origin() == origin => {
                     // Only where a batch's own time says no age, its age counts from its first arrival anywhere.
                     let passed_on = batch.hlc().wall_ms() < BUILD_MS && (BUILD_MS..now.wall_ms).contains(&arrived_ms);
                     let arrived_ms = if passed_on { arrived_ms } else { now.wall_ms };
                     self.store(now, Kept { batch, arrived_ms }, Source::Repair);
                 }
+                Err(BatchError::Signature) => self.notify(Notice::Forged { by: from }),
                 _ => self.counters.conflicts += 1,
             }
         }

@@ -459,15 +459,22 @@ impl Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::{Epoch, NodeId, Room, Run};
+    use crate::id::{Epoch, NodeKey, Room};
     use crate::replica::batch::{Author, Draft};
 
     #[test]
     fn a_hole_settled_before_anybody_waited_for_it_is_told_when_readers_pass_it() {
-        let origin = Run { node: NodeId([1; 32]), epoch: Epoch(2) };
+        let key = NodeKey::from_bytes(&[1; 32]);
+        let origin = key.run(Epoch(2));
         let batch = |first: u64, count: usize| {
-            let author =
-                Author { origin, name: "ada", first: Seq(first), hlc: Hlc::at(1_000 + first), previous: [0; 32] };
+            let author = Author {
+                key: &key,
+                origin,
+                name: "ada",
+                first: Seq(first),
+                hlc: Hlc::at(1_000 + first),
+                previous: [0; 32],
+            };
             author.encode(&vec![Draft::new(Room::lobby(), "hi"); count])
         };
         let (start, now) = (Hlc::at(1), Mono(0));

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use super::disk::{Disk, Retention};
-use crate::id::{Epoch, NodeId, Room, Run, Seq};
+use crate::id::{Epoch, NodeKey, Room, Run, Seq};
 use crate::replica::batch::{Author, Batch, Draft};
 use crate::replica::clock::{BUILD_MS, Hlc, Mono, Now};
 use crate::replica::event::{Input, Order, Output};
@@ -26,16 +26,16 @@ struct House {
 
 impl House {
     fn new() -> House {
-        let run = |number: u8| Run { node: NodeId([number; 32]), epoch: Epoch(1) };
+        let peer = key_of(200_000).run(Epoch(1));
         let everything = Retention { age_ms: u64::MAX, bytes: u64::MAX };
         let mut disk = Disk::new(everything, (1, 1));
         let (now, opened) = (Now { mono: Mono(0), wall_ms: START_MS }, disk.reopen());
-        let replica = Replica::new(now, run(1), "node".into(), 1, WINDOW_BYTES_MAX, Some(opened));
-        let mut house = House { at_ms: 0, replica, disk, peer: run(2) };
-        let peer = house.peer;
+        let replica = Replica::new(now, key_of(0), Epoch(1), "node".into(), 1, WINDOW_BYTES_MAX, Some(opened));
+        let me = replica.me();
+        let mut house = House { at_ms: 0, replica, disk, peer };
         house.feed(Input::Called(peer));
         house.feed(Input::LinkUp { run: peer, address: SocketAddr::from(([10, 0, 0, 2], 1)) });
-        let hears = vec![run(1).hash()];
+        let hears = vec![me.hash()];
         house.hear(Message::Hello(Hello { hears, wall_ms: START_MS, ..Hello::default() }));
         house
     }
@@ -107,23 +107,33 @@ impl House {
 
 /// The only words of a throw-away node.
 fn said(origin: Run) -> Batch {
-    let hlc = Hlc::at(START_MS + origin.epoch.0);
-    Author { origin, name: "", first: Seq(1), hlc, previous: [0; 32] }.encode(&[Draft::new(Room::lobby(), "hello")])
+    let key = key_of(origin.epoch.0);
+    let hlc = Hlc::at(START_MS + origin.epoch.0 % AGAIN);
+    let author = Author { key: &key, origin, name: "", first: Seq(1), hlc, previous: [0; 32] };
+    author.encode(&[Draft::new(Room::lobby(), "hello")])
+}
+
+/// From this number on it is one node that comes back and back, before that each is another.
+const AGAIN: u64 = 1_000_000;
+
+fn key_of(number: u64) -> NodeKey {
+    let mut secret = [7; NodeKey::LEN];
+    secret[..8].copy_from_slice(&number.min(AGAIN).to_be_bytes());
+    NodeKey::from_bytes(&secret)
+}
+
+fn throw_away(number: u64) -> Run {
+    key_of(number).run(Epoch(number))
 }
 
 #[test]
 fn a_hundred_thousand_throw_away_nodes_fill_nothing_up() {
     let began = Instant::now();
     let mut house = House::new();
-    let nobody = |number: u64| {
-        let mut node = [7; 32];
-        node[..8].copy_from_slice(&number.to_be_bytes());
-        Run { node: NodeId(node), epoch: Epoch(number) }
-    };
-    house.tell((1..=100_000).map(nobody));
+    house.tell((1..=100_000).map(throw_away));
     let counters = house.replica.counters();
     // Whoever came last is here, and as many before it as there is room for.
-    let stored = |number: u64| !house.disk.synced.stored(nobody(number)).is_empty();
+    let stored = |number: u64| !house.disk.synced.stored(throw_away(number)).is_empty();
     let there = (1..=100_000).filter(|number| stored(*number)).count();
     let oldest = (1..=100_000).find(|number| stored(*number)).unwrap();
     assert!((STREAMS_MAX - 2_048..=STREAMS_MAX).contains(&there), "{there} of the throw-away nodes are in the log");
@@ -138,8 +148,7 @@ fn a_hundred_thousand_throw_away_nodes_fill_nothing_up() {
 #[test]
 fn a_node_has_so_many_new_runs_a_day() {
     let mut house = House::new();
-    let again = |number: u64| Run { node: NodeId([9; 32]), epoch: Epoch(number) };
-    house.tell((1..=2_000).map(again));
+    house.tell((AGAIN + 1..=AGAIN + 2_000).map(throw_away));
     let counters = house.replica.counters();
     assert_eq!(counters.received, u64::from(RUNS_PER_DAY_MAX), "{counters:?}");
     assert!(counters.refused >= 2_000 - u64::from(RUNS_PER_DAY_MAX), "{counters:?}");

@@ -128,7 +128,9 @@ impl World {
         let from = self.dice.below(nodes as u64) as usize;
         let Some(copy) = self.hosts[from].disk.as_ref().map(|disk| disk.copy()) else { return Ok(()) };
         self.counts.clones += 1;
-        (self.hosts[free].disk, self.hosts[free].node) = (Some(copy), self.hosts[from].node);
+        let (node, key) = (self.hosts[from].node, self.hosts[from].key.clone());
+        let clone = &mut self.hosts[free];
+        (clone.disk, clone.node, clone.key) = (Some(copy), node, key);
         self.start(free)
     }
 

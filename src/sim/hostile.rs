@@ -1,12 +1,12 @@
 //! A host that lies: its frames are made up by the world, beside those of a replica that keeps it in the mesh.
 //!
-//! It can say anything of itself and claim anything of others. Entries in another's name it cannot make: signatures see
-//! to that, so the entries that it makes up are of runs of its own name, and it repeats what others really said.
+//! It can say anything of itself and claim anything of others. Entries in another's name it makes up, too, but it cannot
+//! sign them; and it repeats what others really said.
 
 use super::check::Held;
 use super::links::Frame;
 use super::world::World;
-use crate::id::{Epoch, NodeId, Room, Run, RunHash, Seq};
+use crate::id::{Epoch, NodeId, NodeKey, Room, Run, RunHash, Seq};
 use crate::replica::batch::{Author, Draft};
 use crate::replica::clock::Hlc;
 use crate::replica::event::To;
@@ -31,7 +31,7 @@ impl World {
         }
         let one = listeners[self.dice.below(listeners.len() as u64) as usize];
         let to_all = self.dice.chance(500);
-        for message in self.lies_of(me) {
+        for message in self.lies_of(liar, me) {
             // What it says twice it says differently.
             for &listener in listeners.iter().filter(|listener| to_all || **listener == one) {
                 self.counts.lies += 1;
@@ -43,24 +43,25 @@ impl World {
         Ok(())
     }
 
-    fn lies_of(&mut self, me: Run) -> Vec<Message> {
+    fn lies_of(&mut self, liar: usize, me: Run) -> Vec<Message> {
+        let key = self.hosts[liar].key.clone();
         let time = Hlc::at(self.hosts[0].skew_ms.unsigned_abs().max(self.now_of(0).wall_ms));
-        match self.dice.below(11) {
+        match self.dice.below(12) {
             // Its own stream with other borders and other words.
             0 | 1 => {
                 let first = self.dice.range(1, 60);
-                vec![Message::Batch(self.made_up(me, Seq(first), time))]
+                vec![Message::Batch(self.made_up(&key, me, Seq(first), time))]
             }
             // Every second seq of it missing for good.
             2 => {
                 let first = self.dice.range(1_000, 100_000);
-                (0..300).map(|at| Message::Batch(self.made_up_one(me, Seq(first + 2 * at), time))).collect()
+                (0..300).map(|at| Message::Batch(self.made_up_one(&key, me, Seq(first + 2 * at), time))).collect()
             }
             // Repairs that nobody asked for: of runs that never were.
             3 | 4 => {
                 let origin = Run { node: me.node, epoch: Epoch(self.dice.below(30)) };
                 let first = Seq(self.dice.range(1, 40));
-                let batch = self.made_up(origin, first, time);
+                let batch = self.made_up(&key, origin, first, time);
                 let batches = vec![(batch.bytes().clone(), self.dice.draw() >> self.dice.below(64))];
                 let through = Seq(self.dice.draw() >> self.dice.below(64)).max(first);
                 vec![Message::Repair(Repair { origin, first, from: first, through, batches })]
@@ -70,7 +71,7 @@ impl World {
                 let epoch = Epoch(self.dice.below(30));
                 let time =
                     [Hlc(u64::MAX), Hlc(0), Hlc::at(time.wall_ms() + 30_000_000_000)][self.dice.below(3) as usize];
-                let batch = self.made_up_one(Run { node: me.node, epoch }, Seq(1), time);
+                let batch = self.made_up_one(&key, Run { node: me.node, epoch }, Seq(1), time);
                 let (origin, first, through) = (batch.origin(), batch.first(), batch.last());
                 let batches = vec![(batch.bytes().clone(), u64::MAX)];
                 vec![
@@ -125,6 +126,16 @@ impl World {
                     Message::Request(all),
                 ]
             }
+            // What another never said, where it has not come to yet.
+            10 => {
+                let runs: Vec<Run> =
+                    self.hosts.iter().filter_map(|host| host.life.as_ref()).map(|life| life.replica.me()).collect();
+                let origin = runs[self.dice.below(runs.len() as u64) as usize];
+                let first = Seq(self.dice.range(1, 60));
+                let batch = self.made_up(&key, origin, first, time);
+                let batches = vec![(batch.bytes().clone(), 0)];
+                vec![Message::Repair(Repair { origin, first, from: first, through: batch.last(), batches })]
+            }
             // What another really said, as an answer that nobody asked for.
             _ => {
                 let Some(life) = &self.hosts[0].life else { return Vec::new() };
@@ -138,18 +149,18 @@ impl World {
         }
     }
 
-    fn made_up(&mut self, origin: Run, first: Seq, hlc: Hlc) -> crate::replica::batch::Batch {
+    fn made_up(&mut self, key: &NodeKey, origin: Run, first: Seq, hlc: Hlc) -> crate::replica::batch::Batch {
         let count = self.dice.range(1, 6);
         let drafts: Vec<Draft> =
             (0..count).map(|_| Draft::new(Room::lobby(), format!("{:x}", self.dice.draw()))).collect();
         self.runs.insert(origin);
-        Author { origin, name: "liar", first, hlc, previous: [0; 32] }.encode(&drafts)
+        Author { key, origin, name: "liar", first, hlc, previous: [0; 32] }.encode(&drafts)
     }
 
-    fn made_up_one(&mut self, origin: Run, first: Seq, hlc: Hlc) -> crate::replica::batch::Batch {
+    fn made_up_one(&mut self, key: &NodeKey, origin: Run, first: Seq, hlc: Hlc) -> crate::replica::batch::Batch {
         self.runs.insert(origin);
         let drafts = [Draft::new(Room::lobby(), "x")];
-        Author { origin, name: "liar", first, hlc, previous: [0; 32] }.encode(&drafts)
+        Author { key, origin, name: "liar", first, hlc, previous: [0; 32] }.encode(&drafts)
     }
 
     fn claim(&mut self, run: Run, time: Hlc) -> Holding {

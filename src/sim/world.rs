@@ -11,7 +11,7 @@ use super::check::{self, Book, Given, Held};
 use super::disk::Disk;
 use super::links::{Frame, Link, Recorded};
 use super::{Class, Counts, Dice, Plan, mix};
-use crate::id::{Epoch, NodeId, Run, RunHash, Seq};
+use crate::id::{Epoch, NodeId, NodeKey, Run, RunHash, Seq};
 #[cfg(feature = "mutants")]
 use crate::replica::Mutant;
 use crate::replica::Replica;
@@ -58,6 +58,7 @@ pub(super) struct World {
 
 pub(super) struct Host {
     pub node: NodeId,
+    pub key: NodeKey,
     /// Its wall clock, apart from ours.
     pub skew_ms: i64,
     pub life: Option<Life>,
@@ -224,20 +225,24 @@ impl World {
             plan,
         };
         for index in 0..hosts {
-            let mut node = [index as u8; 32];
-            node[..8].copy_from_slice(&world.dice.draw().to_le_bytes());
+            let hostile = index >= hosts - world.plan.hostiles;
+            let key = loop {
+                let mut secret = [index as u8; NodeKey::LEN];
+                secret[..8].copy_from_slice(&world.dice.draw().to_le_bytes());
+                let key = NodeKey::from_bytes(&secret);
+                if (key.node().0[31] == super::hostile::MARK) == hostile {
+                    break key;
+                }
+            };
             let plan = &world.plan;
-            let hostile = index >= hosts - plan.hostiles;
-            if hostile {
-                node[31] = super::hostile::MARK;
-            }
             let (skew, odd) = (plan.skew_max_ms, plan.clocks.get(index).copied());
             let (retention, sync_ms, disks) = (plan.retention, plan.sync_ms, plan.disks);
             let disk = world.dice.chance(disks).then(|| Disk::new(retention, sync_ms));
             let skew_ms = world.dice.below(2 * skew + 1) as i64 - skew as i64;
             world.counts.odd_clocks += u64::from(odd.is_some());
             world.hosts.push(Host {
-                node: NodeId(node),
+                node: key.node(),
+                key,
                 skew_ms: odd.map_or(skew_ms, |odd| odd.unwrap_or(-(EPOCH_MS as i64))),
                 life: None,
                 lives: 0,
@@ -429,7 +434,7 @@ impl World {
         if self.mutant == Some(Mutant::EpochReused) {
             epoch = host.last_run.map_or(epoch, |run| run.epoch);
         }
-        let run = Run { node: host.node, epoch };
+        let run = host.key.run(epoch);
         #[cfg(feature = "mutants")]
         if let Some(disk) = host.disk.as_mut().filter(|_| self.mutant == Some(Mutant::TwinShown)) {
             disk.show_twins();
@@ -441,7 +446,15 @@ impl World {
         }
         let now = Now { mono: Mono(self.now + mono), wall_ms: wall(self.now, host.skew_ms) };
         #[cfg_attr(not(feature = "mutants"), allow(unused_mut))]
-        let mut replica = Replica::new(now, run, format!("node {index}").into(), seed, self.plan.window_bytes, opened);
+        let mut replica = Replica::new(
+            now,
+            host.key.clone(),
+            epoch,
+            format!("node {index}").into(),
+            seed,
+            self.plan.window_bytes,
+            opened,
+        );
         #[cfg(feature = "mutants")]
         if let Some(mutant) = self.mutant {
             replica.plant(mutant);
@@ -625,6 +638,8 @@ impl World {
             }
             Notice::OwnRunElsewhere(_) if self.plan.hostiles > 0 => {}
             Notice::OwnRunElsewhere(id) => return Err(format!("{index} hears of {id:?} of its own run")),
+            Notice::Forged { .. } if self.plan.hostiles > 0 => {}
+            Notice::Forged { by } => return Err(format!("{index} got from {by:?} what nobody signed")),
             Notice::Gap { .. } | Notice::Named { .. } => {}
         }
         Ok(())

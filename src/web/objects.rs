@@ -144,7 +144,7 @@ impl<'a> MessageObject<'a> {
             via: message.via,
             state: standing.state,
             stored_by: standing.stored_by,
-            verified: false,
+            verified: message.via == Via::Mesh,
             late: message.late,
             key: message.key,
             cursor: None,
@@ -194,7 +194,7 @@ mod tests {
         let node = NodeId([7; 32]);
         let text = message("hi <b>".into());
         let expected = format!(
-            r#"{{"id":"{node}.0000000000000abc.42","room":"lobby","text":"hi <b>","name":"ada","node":"{node}","time":"2026-01-31T12:00:00.123Z","hlc":"019c13ec9e7b0000","via":"mesh","state":"sent","stored_by":0,"verified":false}}"#
+            r#"{{"id":"{node}.0000000000000abc.42","room":"lobby","text":"hi <b>","name":"ada","node":"{node}","time":"2026-01-31T12:00:00.123Z","hlc":"019c13ec9e7b0000","via":"mesh","state":"sent","stored_by":0,"verified":true}}"#
         );
         assert_eq!(to_text(&MessageObject::of(&text, SENT)), expected);
         let frame = to_text(&MessageObject::frame(&text, SENT, Some("abc".into())));

@@ -19,7 +19,7 @@ use crate::error::PublishError;
 use crate::handle::{
     Ask, Event, FoundBy, HistoryHealth, Info, Inner, Peer, PeerState, Published, Standing, State, Submission, Window,
 };
-use crate::id::{EntryId, Epoch, Key, NodeId, Run, Seq};
+use crate::id::{EntryId, Epoch, Key, NodeId, NodeKey, Run, Seq};
 use crate::metrics::Metrics;
 use crate::replica::batch::{Author, Batch, Draft};
 use crate::replica::clock::Hlc;
@@ -48,8 +48,16 @@ impl Keeper {
         let seq = Seq(self.batches.len() as u64 + 1);
         let wall_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64;
         let earliest = self.batches.last().map_or(Hlc(0), |batch| batch.hlc_last().plus(1));
-        let author =
-            Author { origin: RUN, name: "ada", first: seq, hlc: earliest.max(Hlc::at(wall_ms)), previous: [0; 32] };
+        // It is not parsed again.
+        let key = NodeKey::from_bytes(&[1; 32]);
+        let author = Author {
+            key: &key,
+            origin: RUN,
+            name: "ada",
+            first: seq,
+            hlc: earliest.max(Hlc::at(wall_ms)),
+            previous: [0; 32],
+        };
         let batch = author.encode(std::slice::from_ref(&draft));
         let id = EntryId { run: RUN, seq };
         self.keys.extend(draft.key.map(|key| (key, (id, draft))));

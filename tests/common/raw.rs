@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use hubless::id::{Epoch, NodeId, Run};
+use hubless::id::{Epoch, NodeKey, Run};
 use hubless::wire::WIRE_VERSION;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -26,9 +26,14 @@ pub struct Face<'a> {
 
 /// A run that no node has: one for each number.
 pub fn run(number: u64) -> Run {
-    let mut node = [0x5a; 32];
-    node[..8].copy_from_slice(&number.to_be_bytes());
-    Run { node: NodeId(node), epoch: Epoch(number) }
+    key(number).run(Epoch(number))
+}
+
+/// What proves the name of that run.
+pub fn key(number: u64) -> NodeKey {
+    let mut secret = [0x5a; NodeKey::LEN];
+    secret[..8].copy_from_slice(&number.to_be_bytes());
+    NodeKey::from_bytes(&secret)
 }
 
 /// A connection that is through the handshake.
