@@ -16,6 +16,7 @@ use hubless::config::{Listen, Seed};
 use hubless::handle::{Begin, Handle, Query};
 use hubless::id::{Epoch, NodeId, Run, Seq};
 use hubless::replica::Replica;
+use hubless::replica::batch::Batch;
 use hubless::replica::clock::{Mono, Now};
 use hubless::replica::event::Output;
 use hubless::replica::message::{Heartbeat, Message, Repair};
@@ -405,8 +406,9 @@ fn what_its_author_never_signed_is_refused_and_its_bearer_cut() {
             forged
         };
         let repair = |origin: Run, batch: Vec<u8>| {
+            let batch = Batch::checked_before(batch.into()).unwrap();
             let (first, through) = (Seq(1), Seq(9));
-            let repair = Repair { origin, first, from: first, through, batches: vec![(batch.into(), 0)] };
+            let repair = Repair { origin, first, from: first, through, batches: vec![(batch, 0)] };
             hubless::wire::encode(&Message::Repair(repair)).to_vec()
         };
         let me = raw::run(9);

@@ -525,7 +525,7 @@ fn an_old_frame_changes_nothing() {
         first: Seq(1),
         from: Seq(1),
         through: Seq(1),
-        batches: vec![(batch.bytes().clone(), 0)],
+        batches: vec![(batch.clone(), 0)],
     });
     let (given, window) = (table.texts(B).len(), table.nodes[B].window_size());
     for message in [old, repair] {
@@ -570,7 +570,7 @@ fn a_stream_that_was_forgotten_is_not_taken_again() {
     let Some(Did::Said(_, Message::Batch(old))) = dead.did[A].first() else { panic!("nothing said") };
     let repair = |batch: &Batch| {
         let (origin, first, through) = (batch.origin(), batch.first(), batch.last());
-        Message::Repair(Repair { origin, first, from: first, through, batches: vec![(batch.bytes().clone(), 0)] })
+        Message::Repair(Repair { origin, first, from: first, through, batches: vec![(batch.clone(), 0)] })
     };
     let told = |run: Run, newest: Hlc| {
         let held = RangeSet::of(Seq(1), Seq(1));

@@ -55,9 +55,9 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ),
     (
         "net::link",
-        &["id", "wire", "metrics", "replica::message", "replica::batch", "net::folder", "net::gate", "net::*"],
+        &["aside", "id", "wire", "metrics", "replica::message", "replica::batch", "net::folder", "net::gate", "net::*"],
     ),
-    ("net", &["id", "metrics", "error", "config", "wire", "replica::message", "replica::batch"]),
+    ("net", &["aside", "id", "metrics", "error", "config", "wire", "replica::message", "replica::batch"]),
     (
         "node",
         &[

@@ -95,7 +95,7 @@ fn kinds() -> Vec<(&'static str, Message)> {
                 first: Seq(1),
                 from: Seq(1),
                 through: Seq(2),
-                batches: vec![(batch().bytes().clone(), 1_767_225_600_001)],
+                batches: vec![(batch(), 1_767_225_600_001)],
             }),
         ),
         ("ping", Message::Ping(1)),
@@ -218,14 +218,9 @@ fn messages() -> impl Strategy<Value = Message> {
             last,
             bytes_max
         })),
-        (runs(), seq(), seq(), seq(), vec((vec(any::<u8>(), 0..99).prop_map(Bytes::from), any::<u64>()), 0..4))
-            .prop_map(|(origin, first, from, through, batches)| Message::Repair(Repair {
-                origin,
-                first,
-                from,
-                through,
-                batches
-            })),
+        (runs(), seq(), seq(), seq(), vec(any::<u64>().prop_map(|arrived_ms| (batch(), arrived_ms)), 0..4)).prop_map(
+            |(origin, first, from, through, batches)| Message::Repair(Repair { origin, first, from, through, batches })
+        ),
         vec(any::<u64>(), BUCKETS).prop_map(|hashes| Message::Compare(Box::new(hashes.try_into().unwrap()))),
         any::<u64>().prop_map(Message::Ping),
         any::<u64>().prop_map(Message::Pong),

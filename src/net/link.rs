@@ -3,11 +3,14 @@
 //! The task owns the connection and tells what happens by events; it waits while the node does not take them, and so holds
 //! the peer back. Nothing is reconnected: a link that has ended is dialled anew by the node, as another link.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesOrdered;
+use futures_util::{FutureExt, StreamExt};
 use tokio::net::{TcpStream, UnixListener};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
@@ -16,6 +19,7 @@ use zeromq::{Socket, SocketEvent, SocketRecv, SubSocket, ZmqMessage};
 use super::folder::{Folder, endpoint};
 use super::gate::{Identity, limits, outbound};
 use super::{DialError, LinkId, NetEvent, Task};
+use crate::aside::Aside;
 use crate::id::Run;
 use crate::metrics::{Metrics, count};
 use crate::replica::batch::BatchError;
@@ -26,6 +30,11 @@ use crate::wire::{self, TOPIC_CHAT, TOPIC_MESH, WireError};
 /// message is kept.
 const COPIED_BYTES_MAX: usize = 16 * 1024;
 
+/// Messages that another thread decodes at a time.
+const JOB_MESSAGES_MAX: usize = 8;
+/// How many times so many are under way; beyond, the peer is held back.
+const JOBS_MAX: usize = 4;
+
 /// What a link needs of its node.
 #[derive(Clone)]
 pub(crate) struct Surroundings {
@@ -33,6 +42,7 @@ pub(crate) struct Surroundings {
     pub(crate) folder: Arc<Folder>,
     pub(crate) metrics: Metrics,
     pub(crate) events: mpsc::Sender<NetEvent>,
+    pub(crate) aside: Aside,
 }
 
 /// Dials `address` and hears whoever is there until the peer ends or `hang_up` does.
@@ -43,7 +53,7 @@ pub(crate) async fn hear(link: LinkId, address: SocketAddr, around: Surroundings
         heard = Ear::open(link, address, &around) => heard,
         _ = &mut hang_up => return,
     };
-    let Surroundings { identity, metrics, events, .. } = around;
+    let Surroundings { identity, metrics, events, aside, .. } = around;
     let (mut ear, run) = match heard {
         Ok(heard) => heard,
         Err(error) => {
@@ -52,11 +62,13 @@ pub(crate) async fn hear(link: LinkId, address: SocketAddr, around: Surroundings
             return;
         }
     };
-    let topic_own = wire::topic_to(identity.run);
+    let topic_own: Arc<str> = wire::topic_to(identity.run).into();
     let hears = async {
         let _ = events.send(NetEvent::LinkUp { link, run, address }).await;
-        while let Some(message) = ear.next().await {
-            match read(message, &topic_own) {
+        let mut reader =
+            Reader { aside, topic_own, under_way: FuturesOrdered::new(), done: VecDeque::new(), ended: false };
+        while let Some(message) = reader.next(&mut ear).await {
+            match message {
                 Ok(message) => drop(events.send(NetEvent::Message { link, run, message }).await),
                 Err(error) => {
                     count(&metrics.malformed, error.word());
@@ -75,6 +87,69 @@ pub(crate) async fn hear(link: LinkId, address: SocketAddr, around: Surroundings
     // The socket before the word: whoever hears it may dial the peer again.
     drop(ear);
     let _ = events.send(NetEvent::LinkDown { link, run }).await;
+}
+
+/// Decodes what an ear hears, in order: a message that comes alone at once, what comes faster on other threads, since to
+/// check who signed a batch takes longer than all the rest, and this thread has others to serve.
+struct Reader {
+    aside: Aside,
+    topic_own: Arc<str>,
+    under_way: FuturesOrdered<BoxFuture<'static, Vec<Result<Message, WireError>>>>,
+    /// What was decoded and not given yet.
+    done: VecDeque<Result<Message, WireError>>,
+    /// The ear has heard its last.
+    ended: bool,
+}
+
+impl Reader {
+    /// The next message; none once the ear has none. Cancel safe.
+    async fn next(&mut self, ear: &mut Ear) -> Option<Result<Message, WireError>> {
+        loop {
+            if let Some(message) = self.done.pop_front() {
+                return Some(message);
+            }
+            if self.ended && self.under_way.is_empty() {
+                return None;
+            }
+            tokio::select! {
+                biased;
+                Some(done) = self.under_way.next() => self.done.extend(done),
+                message = ear.next(), if !self.ended && self.under_way.len() < JOBS_MAX => match message {
+                    None => self.ended = true,
+                    Some(first) => self.take(first, ear),
+                },
+            }
+        }
+    }
+
+    fn take(&mut self, first: ZmqMessage, ear: &mut Ear) {
+        let mut messages = vec![first];
+        while messages.len() < JOB_MESSAGES_MAX {
+            match ear.next().now_or_never() {
+                None => break,
+                Some(None) => {
+                    self.ended = true;
+                    break;
+                }
+                Some(Some(message)) => messages.push(message),
+            }
+        }
+        // A repair may hold hundreds of batches.
+        let quick = messages.iter().all(|message| message.get(0).is_some_and(|topic| !topic.starts_with(b"to.")));
+        if messages.len() == 1 && quick && self.under_way.is_empty() {
+            self.done.extend(messages.into_iter().map(|message| read(message, &self.topic_own)));
+            return;
+        }
+        let (aside, topic_own) = (self.aside.clone(), self.topic_own.clone());
+        self.under_way.push_back(
+            async move {
+                let read = move || messages.into_iter().map(|message| read(message, &topic_own)).collect();
+                // A panic there is one of ours: the link ends, as with any peer that is not understood.
+                aside.run(read).await.unwrap_or_default()
+            }
+            .boxed(),
+        );
+    }
 }
 
 fn read(message: ZmqMessage, topic_own: &str) -> Result<Message, WireError> {

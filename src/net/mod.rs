@@ -27,6 +27,7 @@ use self::gate::feed::Feeds;
 use self::gate::{Gate, Identity, limits};
 use self::link::Surroundings;
 use self::publisher::Publisher;
+use crate::aside::Aside;
 use crate::config::Listen;
 use crate::error::StartError;
 use crate::id::Run;
@@ -117,6 +118,8 @@ pub(crate) struct NetOptions {
     pub(crate) listen: Listen,
     /// The port that this data folder used last.
     pub(crate) last_port: Option<u16>,
+    /// Where links decode what comes faster than one by one.
+    pub(crate) aside: Aside,
 }
 
 /// The LAN side of a node. Lives on a `current_thread` runtime; dropping it ends everything a moment later.
@@ -145,7 +148,7 @@ impl Net {
         metrics: Metrics,
         events: mpsc::Sender<NetEvent>,
     ) -> Result<Net, StartError> {
-        let NetOptions { run, mesh, listen, last_port } = options;
+        let NetOptions { run, mesh, listen, last_port, aside } = options;
         let listener = bind(listen, last_port).await?;
         let system = |what| move |source| StartError::System { what, source };
         let listen = listener.local_addr().map_err(system("the address listened on"))?;
@@ -154,8 +157,13 @@ impl Net {
         let publisher = Publisher::make(folder.clone(), metrics.clone(), feeds.clone());
         let publisher = publisher.await.map_err(system("a private socket"))?;
         let identity = Identity { run, mesh, port: listen.port() };
-        let around =
-            Surroundings { identity: identity.clone(), folder, metrics: metrics.clone(), events: events.clone() };
+        let around = Surroundings {
+            identity: identity.clone(),
+            folder,
+            metrics: metrics.clone(),
+            events: events.clone(),
+            aside,
+        };
         let gate = Gate::start(listener, identity, metrics, events, feeds.clone(), publisher.path());
         Ok(Net { listen, feeds, publisher, gate, around, links: HashMap::new() })
     }

@@ -8,6 +8,7 @@ use tokio::time::timeout;
 
 use super::gate::zmtp::{self, Role};
 use super::*;
+use crate::aside::Aside;
 use crate::id::{Epoch, NodeId, NodeKey, Room, Seq};
 use crate::metrics::Reason;
 use crate::replica::batch::{Author, Draft};
@@ -34,7 +35,7 @@ impl Node {
         let listen = Listen::At((Ipv4Addr::LOCALHOST, 0).into());
         let metrics = Metrics::new();
         let (sender, events) = mpsc::channel(events);
-        let options = NetOptions { run, mesh: mesh.into(), listen, last_port: None };
+        let options = NetOptions { run, mesh: mesh.into(), listen, last_port: None, aside: Aside::new().unwrap() };
         let net = Net::start(options, metrics.clone(), sender).await.unwrap();
         Node { net, events, metrics, run, links: 0 }
     }
@@ -319,7 +320,8 @@ async fn the_default_port_gives_way() {
     let start = async |last_port| {
         let (events, _) = mpsc::channel(1);
         let run = Run { node: NodeId([1; 32]), epoch: Epoch(1) };
-        let options = NetOptions { run, mesh: "lab".into(), listen: Listen::Default, last_port };
+        let options =
+            NetOptions { run, mesh: "lab".into(), listen: Listen::Default, last_port, aside: Aside::new().unwrap() };
         Net::start(options, Metrics::new(), events).await.unwrap()
     };
     let first = start(None).await;
@@ -334,7 +336,7 @@ async fn the_default_port_gives_way() {
     let (events, _) = mpsc::channel(1);
     let run = Run { node: NodeId([1; 32]), epoch: Epoch(1) };
     let listen = Listen::At(first.listen());
-    let options = NetOptions { run, mesh: "lab".into(), listen, last_port: None };
+    let options = NetOptions { run, mesh: "lab".into(), listen, last_port: None, aside: Aside::new().unwrap() };
     let taken = Net::start(options, Metrics::new(), events).await;
     assert!(matches!(taken.err(), Some(StartError::Bind { .. })));
 }

@@ -286,14 +286,6 @@ impl Loop {
                     Candidate { addresses, run: Some(run), found_by: FoundBy::Gossip, mesh: None, version: None };
                 self.ladder.found(Instant::now(), candidate);
             }
-            Notice::Forged { by } => {
-                count(&self.metrics.malformed, "signature");
-                tracing::warn!(run = ?by, "a peer passed on what its author never signed, and was cut");
-                let links = self.links.iter().filter(|(_, link)| link.run == Some(by)).map(|(link, _)| *link);
-                for link in links.collect::<Vec<_>>() {
-                    self.hang_up(link);
-                }
-            }
             Notice::OwnRunElsewhere(id) => {
                 tracing::warn!(?id, "somebody else speaks as this run: was this machine resumed from a snapshot?");
             }

@@ -222,7 +222,7 @@ impl Loop {
         };
 
         let (net_events, net_inbox) = mpsc::channel(NET_EVENTS_MAX);
-        let options = NetOptions { run, mesh: mesh.clone(), listen: config.listen, last_port };
+        let options = NetOptions { run, mesh: mesh.clone(), listen: config.listen, last_port, aside: aside.clone() };
         let net = Net::start(options, metrics.clone(), net_events).await?;
         let listen = net.listen();
         if let Some(folder) = remembering

@@ -113,11 +113,6 @@ pub enum Notice {
     },
     /// Somebody holds entries of this very run that it never published.
     OwnRunElsewhere(EntryId),
-    /// A peer passed on what its author never signed, so it did not look itself.
-    Forged {
-        /// The peer.
-        by: Run,
-    },
 }
 
 /// Why entries are missing.

@@ -5,8 +5,6 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use super::batch::Batch;
 use super::clock::Hlc;
 use super::ranges::RangeSet;
@@ -137,6 +135,6 @@ pub struct Repair {
     pub from: Seq,
     /// All that the sender holds of `from..=through` is in this part.
     pub through: Seq,
-    /// Encoded batches, oldest first, each with when it first arrived anywhere ([`Kept`](super::event::Kept)).
-    pub batches: Vec<(Bytes, u64)>,
+    /// Oldest first, each with when it first arrived anywhere ([`Kept`](super::event::Kept)).
+    pub batches: Vec<(Batch, u64)>,
 }

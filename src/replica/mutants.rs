@@ -37,13 +37,11 @@ pub enum Mutant {
     EpochReused,
     /// Of two entries with one key both are shown; planted in what keeps the log.
     TwinShown,
-    /// What comes as a repair is taken whoever signed it.
-    SignatureUnchecked,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 16] = [
+    pub const ALL: [Mutant; 15] = [
         Mutant::HoleSkippedSilently,
         Mutant::OldFrameAccepted,
         Mutant::DeadSourceForgotten,
@@ -59,7 +57,6 @@ impl Mutant {
         Mutant::HoleAdmitted,
         Mutant::EpochReused,
         Mutant::TwinShown,
-        Mutant::SignatureUnchecked,
     ];
 }
 

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::time::Duration;
 
-use super::batch::{Author, Batch, BatchError, Draft};
+use super::batch::{Author, Draft};
 use super::clock::{BUILD_MS, Mono, Now};
 use super::event::{Kept, Load, Missing, Notice, Span, To};
 use super::liveness::{Peer, Status};
@@ -221,23 +221,24 @@ impl Replica {
         let mut answer = Repair { origin, first, from: first, through, batches: Vec::new() };
         let mut bytes = 0;
         for Kept { batch, arrived_ms } in batches {
-            let mut encoded = batch.bytes().clone();
+            let mut batch = batch;
             if recut && batch.count() > 1 {
                 let drafts: Vec<Draft> =
                     batch.entries().flatten().take(1).map(|entry| Draft::new(entry.room, entry.payload)).collect();
                 let (key, first, hlc) = (&self.key, batch.first(), batch.hlc());
                 let author = Author { key, origin, name: "", first, hlc, previous: [0; 32] };
-                encoded = author.encode(&drafts).bytes().clone();
+                batch = author.encode(&drafts);
             }
-            if bytes > 0 && bytes + encoded.len() > REPAIR_BYTES_MAX {
+            let batch_bytes = batch.bytes().len();
+            if bytes > 0 && bytes + batch_bytes > REPAIR_BYTES_MAX {
                 answer.through = Seq(batch.first().0 - 1).max(first);
                 let rest = Repair { from: answer.through.next(), batches: Vec::new(), ..answer };
                 let part = std::mem::replace(&mut answer, rest);
                 self.send(To::One(to), Message::Repair(part));
                 bytes = 0;
             }
-            bytes += encoded.len();
-            answer.batches.push((encoded, arrived_ms));
+            bytes += batch_bytes;
+            answer.batches.push((batch, arrived_ms));
         }
         answer.through = through.max(first);
         self.send(To::One(to), Message::Repair(answer));
@@ -246,19 +247,16 @@ impl Replica {
     pub(super) fn hear_repair(&mut self, now: Now, from: Run, repair: Repair) {
         let Repair { origin, first, from: part, through, batches } = repair;
         let mut bytes = 0;
-        for (encoded, arrived_ms) in batches {
-            bytes += encoded.len() as u64;
-            let parse = if self.bug(Mutant::SignatureUnchecked) { Batch::checked_before } else { Batch::parse };
-            match parse(encoded) {
-                Ok(batch) if batch.origin() == origin => {
-                    // Only where a batch's own time says no age, its age counts from its first arrival anywhere.
-                    let passed_on = batch.hlc().wall_ms() < BUILD_MS && (BUILD_MS..now.wall_ms).contains(&arrived_ms);
-                    let arrived_ms = if passed_on { arrived_ms } else { now.wall_ms };
-                    self.store(now, Kept { batch, arrived_ms }, Source::Repair);
-                }
-                Err(BatchError::Signature) => self.notify(Notice::Forged { by: from }),
-                _ => self.counters.conflicts += 1,
+        for (batch, arrived_ms) in batches {
+            bytes += batch.bytes().len() as u64;
+            if batch.origin() != origin {
+                self.counters.conflicts += 1;
+                continue;
             }
+            // Only where a batch's own time says no age, its age counts from its first arrival anywhere.
+            let passed_on = batch.hlc().wall_ms() < BUILD_MS && (BUILD_MS..now.wall_ms).contains(&arrived_ms);
+            let arrived_ms = if passed_on { arrived_ms } else { now.wall_ms };
+            self.store(now, Kept { batch, arrived_ms }, Source::Repair);
         }
         let Some(flight) = self.repairs.answered(now.mono, from, origin, first, through, bytes) else { return };
         // What was asked for, is covered by the answer and did not come, this peer does not have.

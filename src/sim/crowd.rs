@@ -54,7 +54,7 @@ impl House {
                     Output::Send { message: Message::Request(request), .. } => {
                         let batch = said(request.origin);
                         let (origin, first, through) = (request.origin, request.first, request.last);
-                        let batches = vec![(batch.bytes().clone(), 0)];
+                        let batches = vec![(batch, 0)];
                         let repair = Repair { origin, first, from: first, through, batches };
                         inputs.push(Input::Message { from: self.peer, message: Message::Repair(repair) });
                     }

@@ -235,7 +235,7 @@ impl World {
             if self.dice.chance(500) && !others.is_empty() {
                 from = others[self.dice.below(others.len() as u64) as usize];
                 let (origin, first, through) = (batch.origin(), batch.first(), batch.last());
-                let batches = vec![(batch.bytes().clone(), 0)];
+                let batches = vec![(batch.clone(), 0)];
                 let repair = Repair { origin, first, from: first, through, batches };
                 frame = Frame { topic: wire::topic_to(origin), body: wire::encode(&Message::Repair(repair)) };
             }

@@ -62,7 +62,7 @@ impl World {
                 let origin = Run { node: me.node, epoch: Epoch(self.dice.below(30)) };
                 let first = Seq(self.dice.range(1, 40));
                 let batch = self.made_up(&key, origin, first, time);
-                let batches = vec![(batch.bytes().clone(), self.dice.draw() >> self.dice.below(64))];
+                let batches = vec![(batch.clone(), self.dice.draw() >> self.dice.below(64))];
                 let through = Seq(self.dice.draw() >> self.dice.below(64)).max(first);
                 vec![Message::Repair(Repair { origin, first, from: first, through, batches })]
             }
@@ -73,7 +73,7 @@ impl World {
                     [Hlc(u64::MAX), Hlc(0), Hlc::at(time.wall_ms() + 30_000_000_000)][self.dice.below(3) as usize];
                 let batch = self.made_up_one(&key, Run { node: me.node, epoch }, Seq(1), time);
                 let (origin, first, through) = (batch.origin(), batch.first(), batch.last());
-                let batches = vec![(batch.bytes().clone(), u64::MAX)];
+                let batches = vec![(batch.clone(), u64::MAX)];
                 vec![
                     Message::Repair(Repair { origin, first, from: first, through, batches }),
                     Message::Heartbeat(Heartbeat { sent: Seq(1), wall_ms: self.dice.draw(), ..Heartbeat::default() }),
@@ -133,7 +133,7 @@ impl World {
                 let origin = runs[self.dice.below(runs.len() as u64) as usize];
                 let first = Seq(self.dice.range(1, 60));
                 let batch = self.made_up(&key, origin, first, time);
-                let batches = vec![(batch.bytes().clone(), 0)];
+                let batches = vec![(batch.clone(), 0)];
                 vec![Message::Repair(Repair { origin, first, from: first, through: batch.last(), batches })]
             }
             // What another really said, as an answer that nobody asked for.
@@ -143,7 +143,7 @@ impl World {
                 let pick = self.dice.below(held) as usize;
                 let Some(batch) = life.replica.window().nth(pick).cloned() else { return Vec::new() };
                 let (origin, first, through) = (batch.origin(), batch.first(), batch.last());
-                let batches = vec![(batch.bytes().clone(), 0)];
+                let batches = vec![(batch.clone(), 0)];
                 vec![Message::Repair(Repair { origin, first, from: first, through, batches })]
             }
         }

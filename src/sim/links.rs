@@ -8,11 +8,11 @@ use super::check::Held;
 use super::mix;
 use super::world::{Event, Host, WallMode, World};
 use crate::id::Run;
-use crate::replica::batch::{Batch, HEADER_BYTES};
+use crate::replica::batch::{BatchError, HEADER_BYTES};
 use crate::replica::event::{Input, To};
 use crate::replica::liveness::Status;
 use crate::replica::message::Message;
-use crate::wire;
+use crate::wire::{self, WireError};
 
 /// Frames remembered to be replayed.
 const RECORDED_MAX: usize = 256;
@@ -228,12 +228,16 @@ impl World {
     pub fn hear(&mut self, listener: usize, from: Run, frame: Frame) -> Held {
         let Some(life) = &mut self.hosts[listener].life else { return Ok(()) };
         self.counts.messages += 1;
-        let message = wire::decode(frame.topic.as_bytes(), &frame.body).map_err(|error| error.to_string())?;
+        let message = match wire::decode(frame.topic.as_bytes(), &frame.body) {
+            Ok(message) => message,
+            Err(WireError::Batch(BatchError::Signature)) if self.is_hostile(from.node) => return Ok(()),
+            Err(error) => return Err(format!("{listener} hears of {from:?} {error}")),
+        };
         if let Message::Repair(repair) = &message {
-            for batch in repair.batches.iter().filter_map(|(batch, _)| Batch::parse(batch.clone()).ok()) {
+            for (batch, _) in &repair.batches {
                 let bytes = batch.bytes().len() as u64;
                 life.given.repaired_bytes += bytes;
-                life.given.repaired_bytes_twice += if life.replica.has(&batch) { bytes } else { 0 };
+                life.given.repaired_bytes_twice += if life.replica.has(batch) { bytes } else { 0 };
             }
         }
         let goodbye = matches!(message, Message::Goodbye(_));
