@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use crate::error::StartError;
 use crate::id::Room;
+use crate::mesh_key::KeyRing;
 
 /// The port where peers reach a node, unless it is taken: so that firewalls and seeds have something to name.
 pub const PORT_DEFAULT: u16 = 47474;
@@ -21,6 +22,9 @@ pub struct Config {
     pub name: String,
     /// Nodes of different meshes ignore each other. Rules of a room name; `default` by default.
     pub mesh: String,
+    /// The keys of the mesh: nodes without one of them are kept out. None: the mesh is open, and anyone here can read and
+    /// write.
+    pub key: Option<KeyRing>,
     /// Where peers reach this node.
     pub listen: Listen,
     /// Seeds, dialled besides what discovery finds.
@@ -81,6 +85,7 @@ impl Default for Config {
         Config {
             name: host_name(),
             mesh: "default".into(),
+            key: None,
             listen: Listen::Default,
             seeds: Vec::new(),
             mdns: cfg!(feature = "mdns"),

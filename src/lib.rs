@@ -66,6 +66,7 @@ pub mod handle;
 #[cfg_attr(not(feature = "history"), path = "history/absent.rs")]
 mod history;
 pub mod id;
+pub mod mesh_key;
 pub mod metrics;
 mod net;
 mod node;
@@ -81,6 +82,7 @@ pub use config::{Config, Listen, Seed};
 pub use error::{DurableError, HistoryError, PublishError, StartError, Stopped};
 pub use handle::{Event, Handle, Peer, PeerState, Published};
 pub use id::{EntryId, Room};
+pub use mesh_key::{KeyRing, MeshKey};
 pub use node::start::{Builder, Node};
 pub use replica::batch::{Draft, PAYLOAD_BYTES_MAX, Payload};
 pub use replica::version::Cursor;

@@ -121,7 +121,7 @@ async fn join(through: &Through, keeps: Keeps) -> Outcome<Joined> {
             }
         }
     }
-    let mut config = node.config();
+    let mut config = node.config()?;
     if config.listen == Listen::Default {
         // The usual port is for nodes that stay.
         config.listen = Listen::At(([0, 0, 0, 0], 0).into());

@@ -7,6 +7,7 @@ mod api;
 mod control;
 mod history;
 mod join;
+mod key;
 mod lines;
 mod options;
 mod peers;
@@ -20,6 +21,7 @@ use std::io;
 use std::process::ExitCode;
 
 use hubless::error::StartError;
+use hubless::mesh_key::KeyError;
 use tracing_subscriber::EnvFilter;
 
 use options::{Cli, Command, LogFormat, LogOptions};
@@ -106,6 +108,25 @@ impl From<StartError> for Failure {
     }
 }
 
+impl From<KeyError> for Failure {
+    fn from(error: KeyError) -> Failure {
+        let failure = match &error {
+            KeyError::File { path, source } => Failure::usage(format!("{}: {}", path.display(), plain(source))),
+            _ => Failure::usage(error.to_string()),
+        };
+        match &error {
+            KeyError::Exposed(path) => failure.hint(format!("chmod 600 {}", path.display())),
+            KeyError::File { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                failure.hint("make one with `hubless key new`, or take another node's with `hubless key add CODE`")
+            }
+            KeyError::Exists(_) => {
+                failure.hint("`hubless key show` prints its code; `hubless key add` adds another node's to it")
+            }
+            _ => failure,
+        }
+    }
+}
+
 /// What the system said, without its number.
 fn plain(error: &io::Error) -> String {
     let text = error.to_string();
@@ -148,6 +169,7 @@ fn command(cli: Cli) -> Outcome {
             Command::Sub(options) => subscribe::subscribe(options).await,
             Command::History(options) => history::history(options).await,
             Command::Peers(options) => peers::peers(options).await,
+            Command::Key(command) => key::key(&command),
         }
     });
     // A thread that still waits for stdin must not hold the exit up.

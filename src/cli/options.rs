@@ -10,6 +10,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hubless::config::{Config, Fsync, Listen, Seed, host_name};
 use hubless::id::Room;
+use hubless::mesh_key::{KeyError, KeyRing};
 use jiff::Timestamp;
 
 /// How long commands wait for another node unless told otherwise.
@@ -56,6 +57,11 @@ pub enum Command {
     ///
     /// Asks the node that runs on this machine, and without one opens its folder.
     History(History),
+    /// Make, show or add the key that closes a mesh
+    ///
+    /// A mesh with a key is for those who have it: its nodes talk to no others, and nobody else can read or write.
+    #[command(subcommand)]
+    Key(KeyCommand),
     /// Show who is in the mesh, how found, and the round-trip time
     ///
     /// Asks the node that runs on this machine, and without one joins the mesh for the moment.
@@ -232,6 +238,43 @@ pub struct Place {
     pub log: LogOptions,
 }
 
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Make a new key, in a file that is not there yet, and print its invite code
+    New(KeyPlace),
+    /// Print the invite code, also as a QR code
+    Show(KeyPlace),
+    /// Let in whoever has another key, too: the code that another node's `key show` prints
+    ///
+    /// Makes the file if there is none. To change the key of a mesh without an outage: add the new one on all nodes, start them
+    /// anew one after the other, then do the same with `--first`.
+    Add(KeyAdd),
+}
+
+#[derive(Debug, Args)]
+pub struct KeyPlace {
+    /// The file [default: hubless/mesh.key in the user's configuration folder]
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+    /// Print a JSON object: `file`, `code`
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub log: LogOptions,
+}
+
+#[derive(Debug, Args)]
+pub struct KeyAdd {
+    /// The invite code; `-` reads it from stdin, so that it does not stand in the shell's history
+    #[arg(value_name = "CODE")]
+    pub code: String,
+    /// Dial with this key from now on; the others are let in still
+    #[arg(long)]
+    pub first: bool,
+    #[command(flatten)]
+    pub place: KeyPlace,
+}
+
 #[derive(Debug, Args)]
 pub struct Peers {
     /// Go on, and show what changes
@@ -265,6 +308,9 @@ pub struct NodeOptions {
     /// Nodes of different meshes ignore each other [default: default]
     #[arg(long, value_name = "NAME")]
     pub mesh: Option<String>,
+    /// File with the key of the mesh, of `hubless key new`: nodes without it are kept out [default: none, the mesh is open]
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
     /// Where peers reach this node [default: 0.0.0.0:47474, another port if that is taken]
     ///
     /// Port 0 is any. A node that a command starts for the moment takes any port unless this is given on its command line.
@@ -318,6 +364,17 @@ impl Command {
             Command::Sub(subscribe) => &subscribe.through.log,
             Command::History(history) => &history.place().log,
             Command::Peers(peers) => &peers.through.log,
+            Command::Key(key) => &key.place().log,
+        }
+    }
+}
+
+impl KeyCommand {
+    /// Which file is meant, whatever is done with it.
+    pub fn place(&self) -> &KeyPlace {
+        match self {
+            KeyCommand::New(place) | KeyCommand::Show(place) => place,
+            KeyCommand::Add(add) => &add.place,
         }
     }
 }
@@ -360,18 +417,22 @@ impl NodeOptions {
     }
 
     /// The node asked for, with neither data folder nor, unless given, an address.
-    pub fn config(&self) -> Config {
-        let NodeOptions { name, mesh: _, listen, connect, no_mdns, interface, data_dir: _ } = self;
+    ///
+    /// # Errors
+    /// What is wrong with the file of keys.
+    pub fn config(&self) -> Result<Config, KeyError> {
+        let NodeOptions { name, mesh: _, key_file, listen, connect, no_mdns, interface, data_dir: _ } = self;
         let default = Config::default();
-        Config {
+        Ok(Config {
             name: name.clone().unwrap_or_else(host_name),
             mesh: self.mesh().into(),
+            key: key_file.as_deref().map(KeyRing::read).transpose()?,
             listen: listen.map_or(Listen::Default, Listen::At),
             seeds: connect.clone(),
             mdns: default.mdns && !no_mdns,
             interfaces: interface.clone(),
             ..default
-        }
+        })
     }
 }
 

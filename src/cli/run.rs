@@ -76,7 +76,7 @@ pub async fn run(options: Run) -> Outcome {
 
 /// Starts the node, as another one if the one it would be is running here.
 async fn start(options: &Run, terminal: &Terminal) -> Outcome<Handle> {
-    let mut config = options.keep.config(options.node.config());
+    let mut config = options.keep.config(options.node.config()?);
     let given = options.node.data_dir.clone();
     let by_hand = given.is_some() || options.node.name.is_some();
     let folder =

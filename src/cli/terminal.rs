@@ -134,8 +134,8 @@ impl Terminal {
 
     /// Who this node is and where it is reached.
     pub fn welcome(&self, info: &Info, addresses: &[SocketAddr], page: Option<SocketAddr>, kept: Kept) {
-        let Info { run, name, mesh, listen, interfaces, data_dir } = info;
-        let open = "open: anyone here can read and write";
+        let Info { run, name, mesh, open, listen, interfaces, data_dir } = info;
+        let access = if *open { "open: anyone here can read and write" } else { "closed by a key" };
         let join = |words: Vec<String>| if words.is_empty() { "none".to_string() } else { words.join(", ") };
         let reached = join(addresses.iter().map(SocketAddr::to_string).collect());
         let used = join(interfaces.iter().filter(|i| i.skipped.is_none()).map(|i| clean(&i.name)).collect());
@@ -148,7 +148,7 @@ impl Terminal {
         match self.manner {
             Manner::Silence => {}
             Manner::Events => tracing::info!(
-                node = %run.node, epoch = %run.epoch, %name, %mesh, open = true, %listen, addresses = reached,
+                node = %run.node, epoch = %run.epoch, %name, %mesh, open, %listen, addresses = reached,
                 interfaces = used, skipped = skipped.join(", "), page, history, messages = held, "serving"
             ),
             Manner::Lines => {
@@ -156,7 +156,11 @@ impl Terminal {
                     say(format_args!("  {} {value}", self.paint(DIM, &format!("{word:<10}"))));
                 };
                 let name = self.paint(BOLD, &clean(name));
-                say(format_args!("{} {name} on mesh {} ({open})", self.paint(DIM, "hubless"), self.paint(BOLD, mesh)));
+                say(format_args!(
+                    "{} {name} on mesh {} ({access})",
+                    self.paint(DIM, "hubless"),
+                    self.paint(BOLD, mesh)
+                ));
                 if let Some(page) = page {
                     row("page", &self.paint(BOLD, &page));
                 }

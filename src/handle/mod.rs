@@ -64,6 +64,8 @@ pub struct Info {
     pub name: Arc<str>,
     /// Name of the mesh.
     pub mesh: Arc<str>,
+    /// It has no key: anyone here can read and write.
+    pub open: bool,
     /// Where it listens for peers, with the real port.
     pub listen: SocketAddr,
     /// Interfaces that discovery used at the start, and those passed over, with the reason.

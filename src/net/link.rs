@@ -11,12 +11,13 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
 use futures_util::{FutureExt, StreamExt};
-use tokio::net::{TcpStream, UnixListener};
+use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use zeromq::{Socket, SocketEvent, SocketRecv, SubSocket, ZmqMessage};
 
 use super::folder::{Folder, endpoint};
+use super::gate::line::Line;
 use super::gate::{Identity, limits, outbound};
 use super::{DialError, LinkId, NetEvent, Task};
 use crate::aside::Aside;
@@ -172,8 +173,8 @@ struct Ear {
 
 impl Ear {
     async fn open(link: LinkId, address: SocketAddr, around: &Surroundings) -> Result<(Ear, Run), DialError> {
-        let (tcp, peer) = outbound::dial(address, &around.identity).await?;
-        match timeout(limits::HANDSHAKE, Ear::connect(link, tcp, around)).await {
+        let (line, peer) = outbound::dial(address, &around.identity).await?;
+        match timeout(limits::HANDSHAKE, Ear::connect(link, line, around)).await {
             Ok(Ok(ear)) => return Ok((ear, peer.run)),
             Ok(Err(error)) => tracing::warn!(%error, "a socket of our own does not connect"),
             Err(_) => tracing::warn!("a socket of our own does not connect in time"),
@@ -181,9 +182,9 @@ impl Ear {
         Err(DialError::Unreachable)
     }
 
-    async fn connect(link: LinkId, tcp: TcpStream, around: &Surroundings) -> Result<Ear, zeromq::ZmqError> {
+    async fn connect(link: LinkId, line: Line, around: &Surroundings) -> Result<Ear, zeromq::ZmqError> {
         let path = around.folder.socket('s', link.0);
-        let relay = outbound::relay(tcp, UnixListener::bind(&path)?, path.clone(), around.metrics.clone());
+        let relay = outbound::relay(line, UnixListener::bind(&path)?, path.clone(), around.metrics.clone());
         let relay = Task::spawn(relay);
         let mut socket = SubSocket::new();
         let ended = socket.monitor().boxed();

@@ -30,7 +30,8 @@ use self::publisher::Publisher;
 use crate::aside::Aside;
 use crate::config::Listen;
 use crate::error::StartError;
-use crate::id::Run;
+use crate::id::{NodeKey, Run};
+use crate::mesh_key::KeyRing;
 use crate::metrics::Metrics;
 use crate::replica::message::Message;
 
@@ -99,6 +100,8 @@ pub(crate) enum Apart {
     Mesh(String),
     /// It speaks another version of the wire.
     Version(u8),
+    /// It has another key, or one of us has none.
+    Key,
 }
 
 /// Whether `publish` may go on.
@@ -114,7 +117,11 @@ pub(crate) enum Flow {
 #[derive(Clone, Debug)]
 pub(crate) struct NetOptions {
     pub(crate) run: Run,
+    /// What `run.node` is proven with.
+    pub(crate) key: NodeKey,
     pub(crate) mesh: Arc<str>,
+    /// The keys of the mesh; none: it is open.
+    pub(crate) mesh_keys: Option<KeyRing>,
     pub(crate) listen: Listen,
     /// The port that this data folder used last.
     pub(crate) last_port: Option<u16>,
@@ -148,7 +155,7 @@ impl Net {
         metrics: Metrics,
         events: mpsc::Sender<NetEvent>,
     ) -> Result<Net, StartError> {
-        let NetOptions { run, mesh, listen, last_port, aside } = options;
+        let NetOptions { run, key, mesh, mesh_keys, listen, last_port, aside } = options;
         let listener = bind(listen, last_port).await?;
         let system = |what| move |source| StartError::System { what, source };
         let listen = listener.local_addr().map_err(system("the address listened on"))?;
@@ -156,7 +163,7 @@ impl Net {
         let feeds = Arc::new(Feeds::new());
         let publisher = Publisher::make(folder.clone(), metrics.clone(), feeds.clone());
         let publisher = publisher.await.map_err(system("a private socket"))?;
-        let identity = Identity { run, mesh, port: listen.port() };
+        let identity = Identity { run, mesh, port: listen.port(), key, mesh_keys };
         let around = Surroundings {
             identity: identity.clone(),
             folder,

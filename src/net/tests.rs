@@ -10,6 +10,7 @@ use super::gate::zmtp::{self, Role};
 use super::*;
 use crate::aside::Aside;
 use crate::id::{Epoch, NodeId, NodeKey, Room, Seq};
+use crate::mesh_key::{KeyRing, MeshKey};
 use crate::metrics::Reason;
 use crate::replica::batch::{Author, Draft};
 use crate::replica::clock::Hlc;
@@ -31,11 +32,13 @@ impl Node {
     }
 
     async fn start_as(number: u8, mesh: &str, events: usize) -> Node {
-        let run = key_of(number.into()).run(Epoch(number.into()));
-        let listen = Listen::At((Ipv4Addr::LOCALHOST, 0).into());
-        let metrics = Metrics::new();
-        let (sender, events) = mpsc::channel(events);
-        let options = NetOptions { run, mesh: mesh.into(), listen, last_port: None, aside: Aside::new().unwrap() };
+        Node::start_with(number, mesh, None, events).await
+    }
+
+    async fn start_with(number: u8, mesh: &str, mesh_keys: Option<KeyRing>, events: usize) -> Node {
+        let (metrics, (sender, events)) = (Metrics::new(), mpsc::channel(events));
+        let options = options(number, mesh, mesh_keys, Listen::At((Ipv4Addr::LOCALHOST, 0).into()));
+        let run = options.run;
         let net = Net::start(options, metrics.clone(), sender).await.unwrap();
         Node { net, events, metrics, run, links: 0 }
     }
@@ -123,6 +126,12 @@ impl Node {
 
 fn ping(number: u64) -> Bytes {
     wire::encode(&Message::Ping(number))
+}
+
+fn options(number: u8, mesh: &str, mesh_keys: Option<KeyRing>, listen: Listen) -> NetOptions {
+    let key = key_of(number.into());
+    let run = key.run(Epoch(number.into()));
+    NetOptions { run, key, mesh: mesh.into(), mesh_keys, listen, last_port: None, aside: Aside::new().unwrap() }
 }
 
 /// The key of the node whose epoch this is.
@@ -319,9 +328,7 @@ async fn a_node_recognises_itself() {
 async fn the_default_port_gives_way() {
     let start = async |last_port| {
         let (events, _) = mpsc::channel(1);
-        let run = Run { node: NodeId([1; 32]), epoch: Epoch(1) };
-        let options =
-            NetOptions { run, mesh: "lab".into(), listen: Listen::Default, last_port, aside: Aside::new().unwrap() };
+        let options = NetOptions { last_port, ..options(1, "lab", None, Listen::Default) };
         Net::start(options, Metrics::new(), events).await.unwrap()
     };
     let first = start(None).await;
@@ -334,11 +341,32 @@ async fn the_default_port_gives_way() {
     assert!(last == port || last == crate::config::PORT_DEFAULT, "{last}");
 
     let (events, _) = mpsc::channel(1);
-    let run = Run { node: NodeId([1; 32]), epoch: Epoch(1) };
-    let listen = Listen::At(first.listen());
-    let options = NetOptions { run, mesh: "lab".into(), listen, last_port: None, aside: Aside::new().unwrap() };
+    let options = options(1, "lab", None, Listen::At(first.listen()));
     let taken = Net::start(options, Metrics::new(), events).await;
     assert!(matches!(taken.err(), Some(StartError::Bind { .. })));
+}
+
+#[tokio::test]
+async fn nodes_of_one_key_talk_and_nobody_else_is_let_in() {
+    let (ours, other) = (KeyRing::of(MeshKey::random().unwrap()), KeyRing::of(MeshKey::random().unwrap()));
+    let mut a = Node::start_with(1, "lab", Some(ours.clone()), 256).await;
+    let mut b = Node::start_with(2, "lab", Some(ours), 256).await;
+    b.hear(&mut a).await;
+    a.net.send(TOPIC_CHAT, batch(a.run, 1, 200 * 1024)).await;
+    assert!(matches!(b.message().await, Message::Batch(_)));
+
+    let mut stranger = Node::start_with(3, "lab", Some(other), 256).await;
+    let mut open = Node::start(4).await;
+    stranger.dial(a.net.listen());
+    assert_eq!(stranger.failed().await, DialError::Unreachable);
+    open.dial(a.net.listen());
+    assert_eq!(open.failed().await, DialError::Unreachable);
+    a.dial(open.net.listen());
+    assert_eq!(a.failed().await, DialError::Apart(Apart::Key, None));
+    a.dial(stranger.net.listen());
+    assert_eq!(a.failed().await, DialError::Unreachable);
+    let cut = |node: &Node, reason| node.metrics.cut.get_or_create(&Reason { reason }).get();
+    assert_eq!((cut(&a, "key"), cut(&stranger, "key"), cut(&open, "stranger")), (2, 1, 1));
 }
 
 #[tokio::test]

@@ -65,7 +65,6 @@ const SAVE_EVERY: Duration = Duration::from_secs(30);
 
 /// Everything that the event loop owns.
 pub(crate) struct Loop {
-    mesh: Arc<str>,
     replica: Replica,
     ladder: Ladder,
     net: Net,
@@ -282,8 +281,14 @@ impl Loop {
                     self.replica.known_peer(by).and_then(|peer| peer.address).is_some_and(|a| a.ip().is_loopback());
                 let addresses: Vec<SocketAddr> =
                     addresses.into_iter().filter(|a| gossip_fit(*a, via_loopback)).collect();
-                let candidate =
-                    Candidate { addresses, run: Some(run), found_by: FoundBy::Gossip, mesh: None, version: None };
+                let candidate = Candidate {
+                    addresses,
+                    run: Some(run),
+                    found_by: FoundBy::Gossip,
+                    mesh: None,
+                    version: None,
+                    strange_key: false,
+                };
                 self.ladder.found(Instant::now(), candidate);
             }
             Notice::OwnRunElsewhere(id) => {
@@ -375,12 +380,11 @@ impl Loop {
 
     /// Discovery has found somebody.
     fn found(&mut self, candidate: Candidate) {
-        let apart = candidate.mesh.as_deref().is_some_and(|mesh| mesh != &*self.mesh)
-            || candidate.version.is_some_and(|version| version != wire::WIRE_VERSION);
-        if let Some(address) = candidate.addresses.first().filter(|_| apart) {
-            self.apart(candidate.run, *address, candidate.found_by);
+        let (run, address, found_by) = (candidate.run, candidate.addresses.first().copied(), candidate.found_by);
+        let apart = self.ladder.found(Instant::now(), candidate);
+        if let Some(address) = address.filter(|_| apart) {
+            self.apart(run, address, found_by);
         }
-        self.ladder.found(Instant::now(), candidate);
     }
 
     /// A neighbour is kept apart: it is in the list, if it said who it is.

@@ -18,6 +18,7 @@ use crate::error::StartError;
 use crate::handle::{Handle, HistoryHealth, Holders, Info, Inner};
 use crate::history::{self, History, LogHandle};
 use crate::id::{Epoch, NodeKey};
+use crate::mesh_key::KeyRing;
 use crate::metrics::Metrics;
 use crate::net::discovery::ladder::Ladder;
 use crate::net::discovery::memory::{self, Memory};
@@ -114,6 +115,12 @@ impl Builder {
     /// When what is kept counts as safe.
     pub fn fsync(mut self, fsync: Fsync) -> Builder {
         self.config.fsync = fsync;
+        self
+    }
+
+    /// The keys of the mesh: nodes without one of them are kept out.
+    pub fn key(mut self, key: KeyRing) -> Builder {
+        self.config.key = Some(key);
         self
     }
 
@@ -222,7 +229,15 @@ impl Loop {
         };
 
         let (net_events, net_inbox) = mpsc::channel(NET_EVENTS_MAX);
-        let options = NetOptions { run, mesh: mesh.clone(), listen: config.listen, last_port, aside: aside.clone() };
+        let options = NetOptions {
+            run,
+            key: identity.clone(),
+            mesh: mesh.clone(),
+            mesh_keys: config.key.clone(),
+            listen: config.listen,
+            last_port,
+            aside: aside.clone(),
+        };
         let net = Net::start(options, metrics.clone(), net_events).await?;
         let listen = net.listen();
         if let Some(folder) = remembering
@@ -233,6 +248,7 @@ impl Loop {
         let (discovery, candidates) = Discovery::start(discovery::Options {
             run,
             mesh: config.mesh.clone(),
+            mesh_keys: config.key.clone(),
             version: wire::WIRE_VERSION,
             listen,
             interfaces: config.interfaces,
@@ -256,7 +272,9 @@ impl Loop {
             (survey.addresses(), survey.interfaces().to_vec())
         };
         let data_folder = data_dir.as_ref().map(|data_dir| data_dir.path().to_path_buf());
-        let info = Info { run, name: name.clone(), mesh, listen, interfaces: interfaces.into(), data_dir: data_folder };
+        let open = config.key.is_none();
+        let info =
+            Info { run, name: name.clone(), mesh, open, listen, interfaces: interfaces.into(), data_dir: data_folder };
         let (addresses_told, addresses_seen) = watch::channel(addresses.as_slice().into());
         let inner = Inner {
             info,
@@ -274,7 +292,6 @@ impl Loop {
         let mut replica = Replica::new(now(started), identity, epoch, name, seed, WINDOW_BYTES_MAX, opened);
         replica.handle(now(started), Input::Endpoints(addresses));
         let node = Loop {
-            mesh: config.mesh.as_str().into(),
             replica,
             ladder,
             net,

@@ -37,7 +37,7 @@ impl NodeObject<'_> {
             version: env!("CARGO_PKG_VERSION"),
             listen: info.listen,
             addresses: handle.addresses().to_vec(),
-            open: true,
+            open: info.open,
             history: handle.history_health(),
         }
     }

@@ -119,6 +119,7 @@ fn fake(mesh: &str) -> Fake {
         run: RUN,
         name: "ada".into(),
         mesh: mesh.into(),
+        open: true,
         listen: (Ipv4Addr::LOCALHOST, 1).into(),
         interfaces: Arc::new([]),
         data_dir: None,

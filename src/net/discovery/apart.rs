@@ -44,7 +44,8 @@ impl Neighbours {
     pub(super) fn judge(&self, candidate: &Candidate) -> Option<Apart> {
         // The version first: what another version says of its mesh may mean something else.
         let version = candidate.version.filter(|version| *version != self.version).map(Apart::Version);
-        version.or_else(|| candidate.mesh.clone().filter(|mesh| *mesh != self.mesh).map(Apart::Mesh))
+        let key = candidate.strange_key.then_some(Apart::Key);
+        version.or(key).or_else(|| candidate.mesh.clone().filter(|mesh| *mesh != self.mesh).map(Apart::Mesh))
     }
 
     /// The neighbour at `address` is kept apart; makes a notice of it unless there was one within the minute.
@@ -71,6 +72,11 @@ impl Neighbours {
             Apart::Mesh(_) => {
                 format!("{address} is on another mesh, this node is on `{own}`: start that one with --mesh {own}")
             }
+            Apart::Key => {
+                format!(
+                    "{address} does not have this node's mesh key: give both the same with --key-file, or neither one"
+                )
+            }
             Apart::Version(theirs) => {
                 let older = if theirs > version { "this node" } else { "that one" };
                 format!("{address} speaks version {theirs} of the wire, this node speaks {version}: update {older}")
@@ -91,14 +97,16 @@ mod tests {
     #[test]
     fn own_mesh_and_version_belong_together_and_silence_is_no_objection() {
         let neighbours = Neighbours::new("default", 1);
-        for (mesh, version, apart) in [
-            (None, None, None),
-            (Some("default"), Some(1), None),
-            (Some("lab"), Some(1), Some(Apart::Mesh("lab".into()))),
-            (Some("lab"), Some(2), Some(Apart::Version(2))),
+        for (mesh, version, strange_key, apart) in [
+            (None, None, false, None),
+            (Some("default"), Some(1), false, None),
+            (Some("lab"), Some(1), false, Some(Apart::Mesh("lab".into()))),
+            (Some("lab"), Some(2), true, Some(Apart::Version(2))),
+            (None, Some(1), true, Some(Apart::Key)),
         ] {
             let mesh = mesh.map(str::to_string);
-            let candidate = Candidate { addresses: vec![], run: None, found_by: FoundBy::Mdns, mesh, version };
+            let candidate =
+                Candidate { addresses: vec![], run: None, found_by: FoundBy::Mdns, mesh, version, strange_key };
             assert_eq!(neighbours.judge(&candidate), apart);
         }
     }

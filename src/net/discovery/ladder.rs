@@ -94,13 +94,15 @@ impl Ladder {
         }
     }
 
-    /// A rung has found somebody. News from mDNS is dialled at once, whatever the back-off.
-    pub(crate) fn found(&mut self, now: Instant, candidate: Candidate) {
+    /// A rung has found somebody. News from mDNS is dialled at once, whatever the back-off. Answers whether it is to be
+    /// kept apart.
+    pub(crate) fn found(&mut self, now: Instant, candidate: Candidate) -> bool {
         if candidate.run == Some(self.own) {
-            return;
+            return false;
         }
         let apart = self.neighbours.judge(&candidate);
         let Candidate { addresses, run, found_by, .. } = candidate;
+        let is_apart = apart.is_some();
         match (apart, run) {
             (Some(apart), _) => {
                 if let Some(address) = addresses.first() {
@@ -110,6 +112,7 @@ impl Ladder {
             (None, Some(run)) => self.named(now, run, found_by, &addresses, found_by == FoundBy::Mdns),
             (None, None) => addresses.into_iter().for_each(|address| self.nameless(now, found_by, address)),
         }
+        is_apart
     }
 
     /// A peer has connected to us; it is reached at `address`. It is dialled back at once unless it is linked.
@@ -463,7 +466,7 @@ mod tests {
     }
 
     fn candidate(run: Option<Run>, found_by: FoundBy, addresses: &[SocketAddr]) -> Candidate {
-        Candidate { addresses: addresses.to_vec(), run, found_by, mesh: None, version: None }
+        Candidate { addresses: addresses.to_vec(), run, found_by, mesh: None, version: None, strange_key: false }
     }
 
     fn mdns(n: u64, addresses: &[SocketAddr]) -> Candidate {
@@ -566,10 +569,12 @@ mod tests {
 
     #[test]
     fn news_resets_the_back_off_but_gossip_does_not() {
-        let hearsay = |ladder: &mut Ladder, now| ladder.found(now, candidate(Some(run(1)), FoundBy::Gossip, &[at(1)]));
+        let hearsay = |ladder: &mut Ladder, now| {
+            ladder.found(now, candidate(Some(run(1)), FoundBy::Gossip, &[at(1)]));
+        };
         type News = fn(&mut Ladder, Instant);
         let news: [(News, bool); 4] = [
-            (|ladder, now| ladder.found(now, mdns(1, &[at(1)])), true),
+            (|ladder, now| assert!(!ladder.found(now, mdns(1, &[at(1)]))), true),
             (|ladder, now| ladder.called(now, run(1), at(1)), true),
             (|ladder, now| ladder.interfaces_changed(now), true),
             (hearsay, false),

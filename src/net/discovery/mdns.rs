@@ -1,7 +1,7 @@
 //! mDNS: announces this node as `_hubless._tcp.local.` and browses for others (RFC 6762, RFC 6763).
 //!
 //! The records of a node are its port, its addresses on each used interface, and a TXT with `v` (version of the wire), `m`
-//! (mesh) and `r` (run). The instance name is random, so nothing is probed for and a newcomer is heard at its first packet.
+//! (mesh) and `r` (run). A node with a mesh key shows no mesh but `k`, which tells those who have the key that it has it, too. The instance name is random, so nothing is probed for and a newcomer is heard at its first packet.
 //! The `mdns-sd` crate does this on a thread of its own. What comes from the network is checked here: only addresses on
 //! attached subnets are passed on.
 
@@ -58,7 +58,7 @@ pub(super) async fn run(
 }
 
 /// The thread of `mdns-sd`, which ends with this.
-struct Daemon(ServiceDaemon);
+struct Daemon(ServiceDaemon, Options);
 
 impl Daemon {
     fn start(
@@ -66,7 +66,7 @@ impl Daemon {
         survey: &watch::Receiver<Arc<Survey>>,
     ) -> Result<Daemon, Box<dyn std::error::Error + Send + Sync>> {
         try_port(options.listen.ip())?;
-        let daemon = Daemon(ServiceDaemon::new()?);
+        let daemon = Daemon(ServiceDaemon::new()?, options.clone());
         let survey = survey.clone();
         // Asked for each address at each look at the interfaces, so it follows their changes.
         let unused = IfPredicate::new(move |one| !survey.borrow().uses(&one.name, one.ip()));
@@ -95,7 +95,7 @@ impl Daemon {
     ) -> Result<(), mpsc::error::SendError<Candidate>> {
         while let Ok(event) = events.recv_async().await {
             if let ServiceEvent::ServiceResolved(service) = event {
-                let candidate = candidate(&service, &survey.borrow());
+                let candidate = candidate(&service, &survey.borrow(), &self.1);
                 if let Some(candidate) = candidate {
                     found.send(candidate).await?;
                 }
@@ -136,19 +136,32 @@ fn announcement(options: &Options) -> Result<ServiceInfo, Box<dyn std::error::Er
     let name = format!("{:016x}", getrandom::u64().map_err(|error| error.to_string())?);
     let host = format!("{name}.local.");
     let (version, run) = (options.version.to_string(), options.run.to_string());
-    let text = [("v", version.as_str()), ("m", options.mesh.as_str()), ("r", run.as_str())];
+    let (kind, shown) = match &options.mesh_keys {
+        None => ("m", options.mesh.clone()),
+        Some(keys) => ("k", keys.first().tag(&options.mesh, options.run)),
+    };
+    let text = [("v", version.as_str()), (kind, shown.as_str()), ("r", run.as_str())];
     let mut info = ServiceInfo::new(SERVICE, &name, &host, "", options.listen.port(), &text[..])?.enable_addr_auto();
     info.set_requires_probe(false);
     Ok(info)
 }
 
 /// What a record says; nothing if that is of no use here.
-fn candidate(service: &ResolvedService, survey: &Survey) -> Option<Candidate> {
+fn candidate(service: &ResolvedService, survey: &Survey, own: &Options) -> Option<Candidate> {
     let text = |key| service.get_property_val_str(key);
     let version = text("v")?.parse().ok()?;
-    let mesh = text("m")?.chars().take(Room::LEN_MAX).collect();
+    let mesh = text("m").map(|mesh| mesh.chars().take(Room::LEN_MAX).collect());
     // Another version may write its run in another way; it is named as a neighbour kept apart all the same.
     let run = text("r").and_then(|run| run.parse::<Run>().ok());
+    // Whoever shows no mesh must show a key, and only those are dialled who show one of ours.
+    let strange_key = match (&own.mesh_keys, text("k")) {
+        (None, None) => false,
+        (Some(keys), Some(tag)) => !run.is_some_and(|run| keys.iter().any(|key| key.tag(&own.mesh, run) == tag)),
+        _ => true,
+    };
+    if mesh.is_none() && text("k").is_none() {
+        return None;
+    }
     let mut addresses: Vec<SocketAddr> = service
         .get_addresses()
         .iter()
@@ -157,7 +170,7 @@ fn candidate(service: &ResolvedService, survey: &Survey) -> Option<Candidate> {
         .collect();
     addresses.sort();
     addresses.truncate(ADDRESSES_MAX);
-    let found = Candidate { addresses, run, found_by: FoundBy::Mdns, mesh: Some(mesh), version: Some(version) };
+    let found = Candidate { addresses, run, found_by: FoundBy::Mdns, mesh, version: Some(version), strange_key };
     (!found.addresses.is_empty()).then_some(found)
 }
 
@@ -165,12 +178,14 @@ fn candidate(service: &ResolvedService, survey: &Survey) -> Option<Candidate> {
 mod tests {
     use super::*;
     use crate::id::{Epoch, NodeId};
+    use crate::mesh_key::{KeyRing, MeshKey};
     use crate::net::discovery::interfaces::Policy;
 
     fn options() -> Options {
         Options {
             run: Run { node: NodeId([9; 32]), epoch: Epoch(9) },
             mesh: "lab".into(),
+            mesh_keys: None,
             version: 1,
             listen: "127.0.0.1:4711".parse().unwrap(),
             interfaces: Vec::new(),
@@ -191,24 +206,51 @@ mod tests {
     fn an_announcement_reads_back_as_the_node_that_made_it() {
         let info = announcement(&options()).unwrap();
         let text: Vec<_> = info.get_properties().iter().map(|text| (text.key(), text.val_str())).collect();
-        let candidate = candidate(&resolved("127.0.0.1", &text), &loopback()).unwrap();
+        let candidate = candidate(&resolved("127.0.0.1", &text), &loopback(), &options()).unwrap();
         assert_eq!(candidate.run, Some(options().run));
         assert_eq!((candidate.mesh.as_deref(), candidate.version), (Some("lab"), Some(1)));
         assert_eq!(candidate.addresses, [options().listen]);
     }
 
     #[test]
+    fn a_key_shows_neither_mesh_nor_name_and_only_its_like_are_dialled() {
+        let closed = |key: &MeshKey| Options { mesh_keys: Some(KeyRing::of(key.clone())), ..options() };
+        let (ours, other) = (MeshKey::random().unwrap(), MeshKey::random().unwrap());
+        let said = |of: &Options| {
+            let info = announcement(of).unwrap();
+            info.get_properties().iter().map(|text| (text.key().to_string(), text.val_str().to_string())).collect()
+        };
+        let found = |said: &Vec<(String, String)>, by: &Options| {
+            let text: Vec<(&str, &str)> = said.iter().map(|(key, value)| (&**key, &**value)).collect();
+            candidate(&resolved("127.0.0.1", &text), &loopback(), by).unwrap()
+        };
+        let shown: Vec<(String, String)> = said(&closed(&ours));
+        assert!(shown.iter().all(|(key, value)| key != "m" && !value.contains("lab")), "{shown:?}");
+        assert!(!found(&shown, &closed(&ours)).strange_key);
+        assert!(found(&shown, &closed(&other)).strange_key && found(&shown, &options()).strange_key);
+        assert!(found(&said(&options()), &closed(&ours)).strange_key);
+        // Somebody else's tag proves nothing.
+        let mut stolen = shown;
+        stolen
+            .iter_mut()
+            .filter(|(key, _)| key == "r")
+            .for_each(|(_, run)| *run = Run { epoch: Epoch(7), ..options().run }.to_string());
+        assert!(found(&stolen, &closed(&ours)).strange_key);
+    }
+
+    #[test]
     fn only_addresses_on_attached_subnets_are_taken() {
         let text = [("v", "1"), ("m", "lab"), ("r", "?")];
-        let some = candidate(&resolved("127.0.0.3,203.0.113.1,fe80::1,0.0.0.0", &text), &loopback()).unwrap();
+        let some =
+            candidate(&resolved("127.0.0.3,203.0.113.1,fe80::1,0.0.0.0", &text), &loopback(), &options()).unwrap();
         assert_eq!(some.addresses, ["127.0.0.3:4711".parse().unwrap()]);
-        assert_eq!(candidate(&resolved("203.0.113.1", &text), &loopback()), None);
+        assert_eq!(candidate(&resolved("203.0.113.1", &text), &loopback(), &options()), None);
     }
 
     #[test]
     fn records_that_are_not_ours_are_passed_over() {
         for text in [&[("m", "lab")][..], &[("v", "x"), ("m", "lab")], &[("v", "1")], &[("v", "999"), ("m", "lab")]] {
-            assert_eq!(candidate(&resolved("127.0.0.1", text), &loopback()), None);
+            assert_eq!(candidate(&resolved("127.0.0.1", text), &loopback(), &options()), None);
         }
     }
 }

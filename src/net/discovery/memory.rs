@@ -52,6 +52,7 @@ impl Memory {
             found_by: FoundBy::Memory,
             mesh: None,
             version: None,
+            strange_key: false,
         })
     }
 

@@ -24,6 +24,7 @@ use crate::config::Seed;
 use crate::error::StartError;
 use crate::handle::FoundBy;
 use crate::id::Run;
+use crate::mesh_key::KeyRing;
 use interfaces::{Policy, Survey};
 
 /// Candidates that wait for the node; a rung that finds more waits.
@@ -46,6 +47,8 @@ pub(crate) struct Candidate {
     pub mesh: Option<String>,
     /// The version of the wire it says it speaks.
     pub version: Option<u8>,
+    /// It shows another key than ours, or one of us has none.
+    pub strange_key: bool,
 }
 
 /// What discovery must know of its node.
@@ -55,6 +58,8 @@ pub(crate) struct Options {
     pub run: Run,
     /// Its mesh.
     pub mesh: String,
+    /// The keys of the mesh; none: it is open.
+    pub mesh_keys: Option<KeyRing>,
     /// The version of the wire it speaks.
     pub version: u8,
     /// Where it listens, with the real port.
@@ -168,6 +173,7 @@ mod tests {
         Options {
             run: Run { node: NodeId([1; 32]), epoch: Epoch(1) },
             mesh: "default".into(),
+            mesh_keys: None,
             version: 1,
             listen: "127.0.0.1:5".parse().unwrap(),
             interfaces: Vec::new(),

@@ -29,7 +29,14 @@ pub(super) async fn feed(seed: Seed, found: mpsc::Sender<Candidate>, mut stop: S
         }
         unknown = addresses.is_empty();
         if !unknown {
-            let candidate = Candidate { addresses, run: None, found_by: FoundBy::Seed, mesh: None, version: None };
+            let candidate = Candidate {
+                addresses,
+                run: None,
+                found_by: FoundBy::Seed,
+                mesh: None,
+                version: None,
+                strange_key: false,
+            };
             tokio::select! {
                 _ = stop.changed() => return,
                 sent = found.send(candidate) => if sent.is_err() { return },

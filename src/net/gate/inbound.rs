@@ -14,20 +14,28 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, timeout};
 
 use super::feed::{self, Feed, Front};
+use super::line::{self, Line};
 use super::queue::{Intake, Queue};
 use super::zmtp::{self, Broken, Command, Header, Piece, Role, Walker};
-use super::{Refusal, ShakeError, Shared, limits, lock, prepare, shake};
+use super::{Identity, Refusal, ShakeError, Shared, limits, lock, prepare, shake};
 use crate::metrics::count;
 use crate::net::NetEvent;
 use crate::wire::TOPIC_CHAT;
 
 /// Serves a caller from its first byte to the end.
-pub(super) async fn serve(number: u64, mut tcp: TcpStream, address: SocketAddr, shared: Arc<Shared>) {
+pub(super) async fn serve(number: u64, tcp: TcpStream, address: SocketAddr, shared: Arc<Shared>) {
     let handshake = Handshake { number, shared: &shared };
     prepare(&tcp);
     let cut = |reason| count(&shared.metrics.cut, reason);
-    let ready = match timeout(limits::HANDSHAKE, shake(&mut tcp, &shared.identity.ready(Role::Pub))).await {
-        Ok(Ok(ready)) => ready,
+    let Identity { key, mesh_keys, .. } = &shared.identity;
+    let hands = async {
+        let mut line = Line::shake(tcp, line::End::Called, mesh_keys.as_ref(), key).await?;
+        let ready = shake(&mut line, &shared.identity.ready(Role::Pub)).await?;
+        Ok((line, ready))
+    };
+    let (line, ready) = match timeout(limits::HANDSHAKE, hands).await {
+        Ok(Ok(shaken)) => shaken,
+        Ok(Err(ShakeError::Broken(Broken::Sealed))) => return cut("key"),
         Ok(Err(ShakeError::Broken(broken))) => {
             tracing::debug!(%broken, "a caller that is no hubless node");
             return cut("stranger");
@@ -42,6 +50,7 @@ pub(super) async fn serve(number: u64, mut tcp: TcpStream, address: SocketAddr, 
         at
     };
     let peer = match shared.identity.judge(Role::Pub, &ready) {
+        Ok(peer) if !line.proves(peer.run.node) => return cut("name"),
         Ok(peer) => peer,
         Err(Refusal::Stranger) => return cut("stranger"),
         Err(Refusal::Itself) => return cut("itself"),
@@ -64,7 +73,7 @@ pub(super) async fn serve(number: u64, mut tcp: TcpStream, address: SocketAddr, 
     let feed = shared.feeds.enter(number);
     let mut caller = Caller {
         shared: &shared,
-        tcp,
+        line,
         publisher,
         number,
         feed,
@@ -163,8 +172,11 @@ enum End {
 }
 
 impl From<io::Error> for End {
-    fn from(_: io::Error) -> End {
-        End::Gone
+    fn from(error: io::Error) -> End {
+        match error.kind() {
+            io::ErrorKind::InvalidData => End::Broken(Broken::Sealed),
+            _ => End::Gone,
+        }
     }
 }
 
@@ -176,7 +188,7 @@ impl From<Broken> for End {
 
 struct Caller<'a> {
     shared: &'a Shared,
-    tcp: TcpStream,
+    line: Line,
     publisher: UnixStream,
     number: u64,
     feed: Arc<Feed>,
@@ -210,8 +222,8 @@ impl Caller<'_> {
             tokio::task::consume_budget().await;
             let done = tokio::select! {
                 ready = self.publisher.readable() => ready.map_err(End::from).and_then(|()| self.take()),
-                ready = self.tcp.writable(), if !self.queue.is_empty() => ready.map_err(End::from),
-                ready = self.tcp.readable(), if self.wishes.bytes() < limits::COMMAND_BYTES_MAX => {
+                ready = self.line.writable(), if !self.queue.is_empty() || self.line.is_pending() => ready.map_err(End::from),
+                ready = self.line.readable(), if self.wishes.bytes() < limits::COMMAND_BYTES_MAX => {
                     ready.map_err(End::from).and_then(|()| self.hear())
                 }
                 ready = self.publisher.writable(), if !self.wishes.is_empty() => ready.map_err(End::from),
@@ -270,8 +282,9 @@ impl Caller<'_> {
         {
             self.queue.push(pong);
         }
-        let Caller { tcp, publisher, .. } = self;
-        let bytes = self.queue.write(|slices| tcp.try_write_vectored(slices))?;
+        let Caller { line, publisher, .. } = self;
+        line.push()?;
+        let bytes = self.queue.write(|slices| line.try_write_vectored(slices))?;
         self.wishes.write(|slices| publisher.try_write_vectored(slices))?;
         self.shared.feeds.took(&self.feed, bytes);
         match self.shared.feeds.queued(&self.feed, self.queue.bytes()) {
@@ -282,8 +295,8 @@ impl Caller<'_> {
 
     /// Reads what the caller wants.
     fn hear(&mut self) -> Result<(), End> {
-        let Caller { tcp, incoming, .. } = self;
-        if incoming.read(|bytes| tcp.try_read_buf(bytes))? == Some(0) {
+        let Caller { line, incoming, .. } = self;
+        if incoming.read(|bytes| line.try_read_buf(bytes))? == Some(0) {
             return Err(End::Gone);
         }
         while let Some(header) = Header::parse(&self.incoming.bytes)? {

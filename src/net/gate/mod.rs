@@ -3,12 +3,14 @@
 //! One packet can abort a process that lets `zeromq` read from the LAN. So its sockets know only Unix sockets in a private
 //! folder, and the gate stands between these and TCP: [`inbound`] for peers that call us to hear our publisher,
 //! [`outbound`] for peers that we dial to hear. Both sides begin with the same handshake, in which a node says who it is.
+//! In a mesh with a key all of that is sealed first ([`line`]).
 //! The gate parses greeting, commands and frame headers, never the messages. It holds back nobody but the peer concerned:
 //! what comes out of our publisher it takes at once, whatever the peer does.
 
 pub(crate) mod feed;
 pub(crate) mod inbound;
 pub(crate) mod limits;
+pub(crate) mod line;
 pub(crate) mod outbound;
 pub(crate) mod queue;
 pub(crate) mod zmtp;
@@ -27,7 +29,8 @@ use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use self::feed::{Feeds, lock};
 use self::zmtp::{Broken, Properties, Role};
 use super::{Apart, NetEvent};
-use crate::id::{Room, Run};
+use crate::id::{NodeKey, Room, Run};
+use crate::mesh_key::KeyRing;
 use crate::metrics::{Metrics, count};
 use crate::wire::WIRE_VERSION;
 
@@ -38,6 +41,10 @@ pub(crate) struct Identity {
     pub(crate) mesh: Arc<str>,
     /// The port on which we listen.
     pub(crate) port: u16,
+    /// What `run.node` is proven with.
+    pub(crate) key: NodeKey,
+    /// The keys of the mesh; none: it is open.
+    pub(crate) mesh_keys: Option<KeyRing>,
 }
 
 /// What READY said of a peer that we may talk to.
@@ -123,6 +130,7 @@ impl Identity {
 /// Exchanges greetings and READYs, ours first; gives the body of the other's READY. Reads not one byte beyond it.
 async fn shake(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), ready: &[u8]) -> Result<Vec<u8>, ShakeError> {
     stream.write_all(&[&zmtp::greeting()[..], ready].concat()).await?;
+    stream.flush().await?;
     let mut greeting = [0; zmtp::GREETING_BYTES];
     let mut known = 0;
     while known < greeting.len() {
@@ -291,10 +299,11 @@ fn prepare(stream: &TcpStream) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::{Epoch, NodeId};
+    use crate::id::Epoch;
 
     fn identity(node: u8, mesh: &str) -> Identity {
-        Identity { run: Run { node: NodeId([node; 32]), epoch: Epoch(7) }, mesh: mesh.into(), port: 5 }
+        let key = NodeKey::from_bytes(&[node; 32]);
+        Identity { run: key.run(Epoch(7)), mesh: mesh.into(), port: 5, key, mesh_keys: None }
     }
 
     fn judged(ready: &[u8]) -> Result<Peer, Refusal> {

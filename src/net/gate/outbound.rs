@@ -12,27 +12,35 @@ use bytes::Buf;
 use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::time::{Instant, timeout};
 
+use super::line::{self, Line};
 use super::queue::{Intake, Queue};
 use super::zmtp::{self, Broken, Command, Header, Piece, Role, Walker};
 use super::{Identity, Peer, Refusal, ShakeError, limits, prepare, shake};
 use crate::metrics::{Metrics, count};
-use crate::net::DialError;
+use crate::net::{Apart, DialError};
 
 /// Connects to `address` and asks who is there.
-pub(crate) async fn dial(address: SocketAddr, identity: &Identity) -> Result<(TcpStream, Peer), DialError> {
-    let mut tcp = match timeout(limits::DIAL, TcpStream::connect(address)).await {
+pub(crate) async fn dial(address: SocketAddr, identity: &Identity) -> Result<(Line, Peer), DialError> {
+    let tcp = match timeout(limits::DIAL, TcpStream::connect(address)).await {
         Ok(Ok(tcp)) => tcp,
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => return Err(DialError::Refused),
         Ok(Err(_)) | Err(_) => return Err(DialError::Unreachable),
     };
     prepare(&tcp);
-    let ready = match timeout(limits::HANDSHAKE, shake(&mut tcp, &identity.ready(Role::Sub))).await {
-        Ok(Ok(ready)) => ready,
+    let hands = async {
+        let mut line = Line::shake(tcp, line::End::Caller, identity.mesh_keys.as_ref(), &identity.key).await?;
+        let ready = shake(&mut line, &identity.ready(Role::Sub)).await?;
+        Ok((line, ready))
+    };
+    let (line, ready) = match timeout(limits::HANDSHAKE, hands).await {
+        Ok(Ok(shaken)) => shaken,
+        Ok(Err(ShakeError::Broken(Broken::Sealed))) => return Err(DialError::Apart(Apart::Key, None)),
         Ok(Err(ShakeError::Broken(_))) => return Err(DialError::Stranger),
         Ok(Err(ShakeError::Gone)) | Err(_) => return Err(DialError::Unreachable),
     };
     match identity.judge(Role::Sub, &ready) {
-        Ok(peer) => Ok((tcp, peer)),
+        Ok(peer) if !line.proves(peer.run.node) => Err(DialError::Stranger),
+        Ok(peer) => Ok((line, peer)),
         Err(Refusal::Stranger) => Err(DialError::Stranger),
         Err(Refusal::Itself) => Err(DialError::Itself),
         Err(Refusal::Apart(apart, _, run)) => Err(DialError::Apart(apart, run)),
@@ -52,10 +60,10 @@ async fn meet(listener: UnixListener, path: &Path) -> Result<UnixStream, ShakeEr
 
 /// Relays between the peer and our SUB socket until either ends. When the peer ends, the socket still gets all that the
 /// peer sent, and then the end.
-pub(crate) async fn relay(tcp: TcpStream, listener: UnixListener, path: impl AsRef<Path>, metrics: Metrics) {
+pub(crate) async fn relay(line: Line, listener: UnixListener, path: impl AsRef<Path>, metrics: Metrics) {
     let Ok(Ok(socket)) = timeout(limits::HANDSHAKE, meet(listener, path.as_ref())).await else { return };
     let mut relay = Relay {
-        tcp,
+        line,
         socket,
         incoming: Intake::new(),
         walker: Walker::default(),
@@ -95,7 +103,7 @@ impl From<Broken> for End {
 }
 
 struct Relay {
-    tcp: TcpStream,
+    line: Line,
     socket: UnixStream,
     /// From the peer.
     incoming: Intake,
@@ -118,7 +126,7 @@ impl Relay {
                 return End::Gone;
             }
             let done = tokio::select! {
-                ready = self.tcp.readable(), if free && self.to_peer.bytes() < limits::COMMAND_BYTES_MAX => {
+                ready = self.line.readable(), if free && self.to_peer.bytes() < limits::COMMAND_BYTES_MAX => {
                     heard = Instant::now();
                     ready.map_err(End::from).and_then(|()| self.hear())
                 }
@@ -128,7 +136,7 @@ impl Relay {
                     ready.map_err(End::from)
                 }
                 ready = self.socket.readable() => ready.map_err(End::from).and_then(|()| self.ask()),
-                ready = self.tcp.writable(), if !self.to_peer.is_empty() => ready.map_err(End::from),
+                ready = self.line.writable(), if !self.to_peer.is_empty() || self.line.is_pending() => ready.map_err(End::from),
                 () = tokio::time::sleep_until(heard + limits::IDLE), if free => Err(End::Idle),
             };
             if let Err(end) = done.and_then(|()| self.give()) {
@@ -139,9 +147,12 @@ impl Relay {
 
     /// Reads what the peer sends, and checks it.
     fn hear(&mut self) -> Result<(), End> {
-        let Relay { tcp, incoming, .. } = self;
+        let Relay { line, incoming, .. } = self;
         // A connection that was reset gave all that there was, too.
-        self.ended = !matches!(incoming.read(|bytes| tcp.try_read_buf(bytes)), Ok(None | Some(1..)));
+        self.ended = match incoming.read(|bytes| line.try_read_buf(bytes)) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(Broken::Sealed.into()),
+            read => !matches!(read, Ok(None | Some(1..))),
+        };
         let mut at = 0;
         loop {
             let bytes = &mut self.incoming.bytes;
@@ -182,9 +193,10 @@ impl Relay {
     }
 
     fn give(&mut self) -> Result<(), End> {
-        let Relay { tcp, socket, .. } = self;
+        let Relay { line, socket, .. } = self;
         self.to_socket.write(|slices| socket.try_write_vectored(slices))?;
-        if self.to_peer.write(|slices| tcp.try_write_vectored(slices)).is_err() {
+        let written = line.push().and_then(|()| self.to_peer.write(|slices| line.try_write_vectored(slices)));
+        if written.is_err() {
             // What it sent before it went is still to be read.
             self.to_peer = Queue::default();
         }

@@ -37,6 +37,9 @@ pub(crate) enum Broken {
     /// A subscription that is none, is too long, or is one too many.
     #[error("a subscription out of rules")]
     Subscription,
+    /// Not sealed with a key of this mesh, or changed on the way.
+    #[error("bytes that no key of this mesh has sealed")]
+    Sealed,
 }
 
 impl Broken {
@@ -49,6 +52,7 @@ impl Broken {
             Broken::Parts => "parts",
             Broken::Command => "command",
             Broken::Subscription => "subscription",
+            Broken::Sealed => "sealed",
         }
     }
 }
