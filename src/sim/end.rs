@@ -124,9 +124,9 @@ impl World {
                 self.check_holders(host, replica)?;
             }
             let missed = given.repaired_bytes - given.repaired_bytes_twice;
-            // Answers may be on their way while their source dies and another is asked.
+            // Answers may be on their way while their source dies, or seems to, and another is asked.
             let on_their_way = REQUESTS_PER_PEER_MAX as u64 * u64::from(REQUEST_BYTES_MAX);
-            let allowed = TWICE_BYTES_ALLOWED + self.counts.crashes * on_their_way;
+            let allowed = TWICE_BYTES_ALLOWED + (self.counts.crashes + self.counts.partitions) * on_their_way;
             if !self.plan.repeats() && given.repaired_bytes_twice > missed / 5 + allowed {
                 return Err(format!(
                     "{host} missed {missed} bytes and got {} again in repairs",
