@@ -17,7 +17,8 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("metrics", &[]),
     ("replica", &["id"]),
     ("error", &["id"]),
-    ("config", &["id", "error", "replica::batch"]),
+    ("mesh_key", &["id"]),
+    ("config", &["id", "error", "mesh_key", "replica::batch"]),
     ("data_dir", &["id", "error", "config"]),
     ("wire", &["id", "replica"]),
     ("sim", &["id", "replica", "wire"]),
@@ -46,9 +47,9 @@ const IMPORTS: &[(&str, &[&str])] = &[
         ],
     ),
     // How a peer was found and which interfaces are used are told to users in these very words.
-    ("net::discovery", &["id", "error", "config", "handle::FoundBy", "handle::Interface", "net::*"]),
+    ("net::discovery", &["id", "error", "config", "mesh_key", "handle::FoundBy", "handle::Interface", "net::*"]),
     ("net::folder", &["id", "metrics", "net::*"]),
-    ("net::gate", &["id", "metrics", "wire", "net::*"]),
+    ("net::gate", &["id", "mesh_key", "metrics", "wire", "net::*"]),
     (
         "net::publisher",
         &["id", "wire", "metrics", "replica::message", "replica::batch", "net::folder", "net::gate", "net::*"],
@@ -57,11 +58,12 @@ const IMPORTS: &[(&str, &[&str])] = &[
         "net::link",
         &["aside", "id", "wire", "metrics", "replica::message", "replica::batch", "net::folder", "net::gate", "net::*"],
     ),
-    ("net", &["aside", "id", "metrics", "error", "config", "wire", "replica::message", "replica::batch"]),
+    ("net", &["aside", "id", "mesh_key", "metrics", "error", "config", "wire", "replica::message", "replica::batch"]),
     (
         "node",
         &[
             "id",
+            "mesh_key",
             "metrics",
             "replica",
             "error",

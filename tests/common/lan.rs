@@ -62,6 +62,11 @@ impl Lan {
         Place::Namespace(self.machines[machine].clone())
     }
 
+    /// Where everything that is said passes by.
+    pub fn switch(&self) -> Place {
+        Place::Namespace(self.switch.clone())
+    }
+
     /// The IPv4 address of a machine.
     pub fn address(&self, machine: usize) -> String {
         format!("10.77.{}.{}", self.subnet % 256, machine + 1)

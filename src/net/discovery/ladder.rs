@@ -102,17 +102,12 @@ impl Ladder {
         }
         let apart = self.neighbours.judge(&candidate);
         let Candidate { addresses, run, found_by, .. } = candidate;
-        let is_apart = apart.is_some();
-        match (apart, run) {
-            (Some(apart), _) => {
-                if let Some(address) = addresses.first() {
-                    self.apart(now, *address, &apart);
-                }
-            }
+        match (&apart, run) {
+            (Some(apart), _) => addresses.first().into_iter().for_each(|address| self.apart(now, *address, apart)),
             (None, Some(run)) => self.named(now, run, found_by, &addresses, found_by == FoundBy::Mdns),
             (None, None) => addresses.into_iter().for_each(|address| self.nameless(now, found_by, address)),
         }
-        is_apart
+        apart.is_some()
     }
 
     /// A peer has connected to us; it is reached at `address`. It is dialled back at once unless it is linked.
@@ -569,9 +564,8 @@ mod tests {
 
     #[test]
     fn news_resets_the_back_off_but_gossip_does_not() {
-        let hearsay = |ladder: &mut Ladder, now| {
-            ladder.found(now, candidate(Some(run(1)), FoundBy::Gossip, &[at(1)]));
-        };
+        let hearsay =
+            |ladder: &mut Ladder, now| _ = ladder.found(now, candidate(Some(run(1)), FoundBy::Gossip, &[at(1)]));
         type News = fn(&mut Ladder, Instant);
         let news: [(News, bool); 4] = [
             (|ladder, now| assert!(!ladder.found(now, mdns(1, &[at(1)]))), true),
