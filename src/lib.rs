@@ -59,6 +59,7 @@ compile_error!("hubless runs on Linux and macOS; Windows is not supported");
 pub mod architecture {}
 
 mod aside;
+pub mod bridge;
 pub mod config;
 mod data_dir;
 pub mod error;

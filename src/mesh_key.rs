@@ -15,6 +15,7 @@ use std::sync::Arc;
 use data_encoding::BASE32_NOPAD;
 use zeroize::Zeroize;
 
+#[cfg(feature = "mdns")]
 use crate::id::Run;
 
 /// What a code begins with.
@@ -26,6 +27,7 @@ const GROUP_CHARS: usize = 6;
 const FILE_BYTES_MAX: u64 = 64 * 1024;
 /// Keys in one file; each more makes every handshake a little longer.
 const KEYS_MAX: usize = 8;
+#[cfg(feature = "mdns")]
 const TAG_BYTES: usize = 16;
 
 /// The secret of a mesh. It is shown only by [`MeshKey::code`].
@@ -122,6 +124,7 @@ impl MeshKey {
 
     /// What a run that has this key says of itself in the open: it proves the key to those who have it, and tells others
     /// nothing. Hexadecimal.
+    #[cfg(feature = "mdns")]
     pub(crate) fn tag(&self, mesh: &str, run: Run) -> String {
         let said = [b"hubless mdns\n", mesh.as_bytes(), b"\n", run.to_string().as_bytes()].concat();
         let hash = blake3::keyed_hash(&self.0, &said);
@@ -271,7 +274,6 @@ impl KeyRing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::{Epoch, NodeKey};
     use std::os::unix::fs::PermissionsExt;
 
     fn key(byte: u8) -> MeshKey {
@@ -339,9 +341,10 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "mdns")]
     #[test]
     fn a_tag_tells_those_who_have_the_key_and_nobody_else() {
-        let run = |epoch| NodeKey::from_bytes(&[1; 32]).run(Epoch(epoch));
+        let run = |epoch| crate::id::NodeKey::from_bytes(&[1; 32]).run(crate::id::Epoch(epoch));
         let tag = key(1).tag("lab", run(1));
         assert_eq!(tag, key(1).tag("lab", run(1)));
         for other in [key(2).tag("lab", run(1)), key(1).tag("den", run(1)), key(1).tag("lab", run(2))] {

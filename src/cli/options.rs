@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use hubless::bridge::plain;
 use hubless::config::{Config, Fsync, Listen, Seed, host_name};
 use hubless::id::Room;
 use hubless::mesh_key::{KeyError, KeyRing};
@@ -85,6 +86,8 @@ pub struct Run {
     #[command(flatten)]
     pub keep: Keep,
     #[command(flatten)]
+    pub plain: PlainOptions,
+    #[command(flatten)]
     pub node: NodeOptions,
     #[command(flatten)]
     pub log: LogOptions,
@@ -107,6 +110,24 @@ pub struct Keep {
     /// Let the oldest messages go while all take more than this: bytes, or `500M`, `2G` [default: 1G]
     #[arg(long, value_name = "BYTES", value_parser = size)]
     pub retain_bytes: Option<u64>,
+}
+
+/// Doors for stock ZeroMQ clients: one frame `chat TEXT`, or `chat.ROOM TEXT`.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Stock ZeroMQ clients")]
+pub struct PlainOptions {
+    /// A PUB socket that stock subscribers connect to
+    #[arg(long, value_name = "ADDR:PORT", value_parser = address)]
+    pub plain_pub: Option<SocketAddr>,
+    /// A stock publisher to listen to; repeatable
+    #[arg(long, value_name = "ADDR:PORT", value_parser = address)]
+    pub plain_sub: Vec<SocketAddr>,
+    /// A SUB socket that stock publishers connect to
+    #[arg(long, value_name = "ADDR:PORT", value_parser = address)]
+    pub plain_in: Option<SocketAddr>,
+    /// Let stock clients of this node hear each other
+    #[arg(long)]
+    pub plain_relay: bool,
 }
 
 #[derive(Debug, Args)]
@@ -408,6 +429,20 @@ impl Keep {
             retain_bytes: retain_bytes.unwrap_or(config.retain_bytes),
             ..config
         }
+    }
+}
+
+impl PlainOptions {
+    /// What to open; none if nothing was asked for.
+    pub fn wanted(&self) -> Option<plain::Options> {
+        let PlainOptions { plain_pub, plain_sub, plain_in, plain_relay } = self;
+        let any = plain_pub.is_some() || plain_in.is_some() || !plain_sub.is_empty();
+        any.then(|| plain::Options {
+            publish: *plain_pub,
+            collect: *plain_in,
+            hear: plain_sub.clone(),
+            relay: *plain_relay,
+        })
     }
 }
 

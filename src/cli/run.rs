@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use hubless::bridge::plain::Plain;
 use hubless::config::{Config, Listen, PORT_DEFAULT};
 use hubless::error::StartError;
 use hubless::handle::{Event, HistoryHealth, Info};
@@ -37,6 +38,7 @@ const STOP_TIMEOUT: Duration = Duration::from_millis(4_500);
 struct Running {
     handle: Handle,
     web: Option<Web>,
+    plain: Option<Plain>,
     control: Option<Control>,
 }
 
@@ -53,7 +55,7 @@ pub async fn run(options: Run) -> Outcome {
         clear_ready(path).map_err(|error| no_ready_file(path, &error))?;
     }
     let handle = start(&options, &terminal).await?;
-    let mut running = Running { handle: handle.clone(), web: None, control: None };
+    let mut running = Running { handle: handle.clone(), web: None, plain: None, control: None };
     let outcome = tokio::select! {
         outcome = serve(&options, &mut running, &mut terminal) => outcome,
         () = signals.next() => Ok(()),
@@ -118,6 +120,9 @@ async fn serve(options: &Run, running: &mut Running, terminal: &mut Terminal) ->
     let handle = running.handle.clone();
     let mut events = handle.events();
     running.web = page(options, &handle, terminal).await?;
+    if let Some(wanted) = options.plain.wanted() {
+        running.plain = Some(Plain::start(handle.clone(), wanted).await?);
+    }
     let info = handle.info();
     match Control::open(handle.clone(), info.data_dir.as_deref()).await {
         Ok(control) => running.control = Some(control),
@@ -126,9 +131,12 @@ async fn serve(options: &Run, running: &mut Running, terminal: &mut Terminal) ->
     }
     let http = running.web.as_ref().and_then(Web::address);
     if let Some(path) = &options.ready_file {
-        write_ready(path, info, http).map_err(|error| no_ready_file(path, &error))?;
+        write_ready(path, info, http, running.plain.as_ref()).map_err(|error| no_ready_file(path, &error))?;
     }
     terminal.welcome(info, &handle.addresses(), http, kept(&handle).await);
+    if let Some(plain) = &running.plain {
+        terminal.plain_ports(plain.publish(), plain.collect());
+    }
     for peer in handle.peers().iter().filter(|peer| peer.state == hubless::handle::PeerState::Up) {
         terminal.event(&Event::PeerUp(peer.clone()));
     }
@@ -213,7 +221,7 @@ fn no_ready_file(path: &Path, error: &io::Error) -> Failure {
 }
 
 /// By rename, so that whoever waits for the file never reads half of it.
-fn write_ready(path: &Path, info: &Info, http: Option<SocketAddr>) -> io::Result<()> {
+fn write_ready(path: &Path, info: &Info, http: Option<SocketAddr>, plain: Option<&Plain>) -> io::Result<()> {
     let ready = json!({
         "node": info.run.node,
         "epoch": info.run.epoch,
@@ -221,8 +229,8 @@ fn write_ready(path: &Path, info: &Info, http: Option<SocketAddr>) -> io::Result
         "mesh": *info.mesh,
         "listen": info.listen,
         "http": http,
-        "plain_pub": null,
-        "plain_in": null,
+        "plain_pub": plain.and_then(Plain::publish),
+        "plain_in": plain.and_then(Plain::collect),
         "pid": std::process::id(),
     });
     let (fresh, mut file) = fresh_beside(path)?;
@@ -233,7 +241,7 @@ fn write_ready(path: &Path, info: &Info, http: Option<SocketAddr>) -> io::Result
 impl Running {
     /// Browsers and peers are told at once: neither waits until the other has answered.
     async fn stop(self) {
-        let Running { handle, web, control } = self;
+        let Running { handle, web, plain, control } = self;
         let web = async {
             if let Some(web) = web {
                 web.close().await;
@@ -244,7 +252,12 @@ impl Running {
                 control.close().await;
             }
         };
-        tokio::join!(web, control, handle.shutdown());
+        let plain = async {
+            if let Some(plain) = plain {
+                plain.close().await;
+            }
+        };
+        tokio::join!(web, plain, control, handle.shutdown());
     }
 }
 

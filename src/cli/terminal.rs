@@ -132,6 +132,15 @@ impl Terminal {
         }
     }
 
+    /// Where stock ZeroMQ clients connect to.
+    pub fn plain_ports(&self, publish: Option<SocketAddr>, collect: Option<SocketAddr>) {
+        for (address, who) in [(publish, "subscribers"), (collect, "publishers")] {
+            if let Some(address) = address {
+                self.note(format_args!("stock ZeroMQ {who} connect to tcp://{address}"));
+            }
+        }
+    }
+
     /// Who this node is and where it is reached.
     pub fn welcome(&self, info: &Info, addresses: &[SocketAddr], page: Option<SocketAddr>, kept: Kept) {
         let Info { run, name, mesh, open, listen, interfaces, data_dir } = info;

@@ -5,7 +5,9 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -165,7 +167,7 @@ fn read(message: ZmqMessage, topic_own: &str) -> Result<Message, WireError> {
 }
 
 /// A SUB socket connected to one peer.
-struct Ear {
+pub(crate) struct Ear {
     socket: SubSocket,
     ended: futures_util::stream::BoxStream<'static, SocketEvent>,
     _relay: Task,
@@ -183,12 +185,25 @@ impl Ear {
     }
 
     async fn connect(link: LinkId, line: Line, around: &Surroundings) -> Result<Ear, zeromq::ZmqError> {
+        let topics = [TOPIC_CHAT, TOPIC_MESH, &wire::topic_to(around.identity.run)];
         let path = around.folder.socket('s', link.0);
-        let relay = outbound::relay(line, UnixListener::bind(&path)?, path.clone(), around.metrics.clone());
+        Ear::over(line, path, &topics, Some(limits::IDLE), around.metrics.clone()).await
+    }
+
+    /// Subscribes `topics` of whoever is at the other end of `line`, through a socket at `path`. Without `idle` it may be
+    /// silent for ever.
+    pub(crate) async fn over(
+        line: Line,
+        path: PathBuf,
+        topics: &[&str],
+        idle: Option<Duration>,
+        metrics: Metrics,
+    ) -> Result<Ear, zeromq::ZmqError> {
+        let relay = outbound::relay(line, UnixListener::bind(&path)?, path.clone(), idle, metrics);
         let relay = Task::spawn(relay);
         let mut socket = SubSocket::new();
         let ended = socket.monitor().boxed();
-        for topic in [TOPIC_CHAT, TOPIC_MESH, &wire::topic_to(around.identity.run)] {
+        for topic in topics {
             socket.subscribe(topic).await?;
         }
         socket.connect(&endpoint(&path)).await?;
@@ -196,7 +211,7 @@ impl Ear {
     }
 
     /// The next message; none once the peer has ended and all that it sent was given. Cancel safe.
-    async fn next(&mut self) -> Option<ZmqMessage> {
+    pub(crate) async fn next(&mut self) -> Option<ZmqMessage> {
         loop {
             tokio::select! {
                 // The socket finds the end of its only connection behind the last message, says so here, and would wait.

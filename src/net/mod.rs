@@ -24,7 +24,7 @@ use tokio::time::{Instant, timeout_at};
 
 use self::folder::Folder;
 use self::gate::feed::Feeds;
-use self::gate::{Gate, Identity, limits};
+use self::gate::{Door, Gate, Identity, limits};
 use self::link::Surroundings;
 use self::publisher::Publisher;
 use crate::aside::Aside;
@@ -171,7 +171,7 @@ impl Net {
             events: events.clone(),
             aside,
         };
-        let gate = Gate::start(listener, identity, metrics, events, feeds.clone(), publisher.path());
+        let gate = Gate::start(listener, Door::Mesh(identity.into()), metrics, events, feeds.clone(), publisher.path());
         Ok(Net { listen, feeds, publisher, gate, around, links: HashMap::new() })
     }
 

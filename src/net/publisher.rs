@@ -106,7 +106,19 @@ impl Publisher {
         };
         let bytes = (topic.len() + body.len()) as u64;
         self.metrics.sent_bytes.inc_by(bytes);
-        self.say(topic, body).await;
+        let mut message = ZmqMessage::from(topic);
+        message.push_back(body);
+        self.pass(message, bytes).await;
+    }
+
+    /// Says one frame, to all that subscribe what it begins with.
+    pub(crate) async fn send_frame(&mut self, frame: Bytes) {
+        let bytes = frame.len() as u64;
+        self.pass(frame.into(), bytes).await;
+    }
+
+    async fn pass(&mut self, message: ZmqMessage, bytes: u64) {
+        self.say(message).await;
         self.in_one_go += 1;
         let to_mark = self.feeds.sent(bytes) - self.marked >= limits::MARK_EVERY_BYTES;
         if to_mark {
@@ -122,7 +134,9 @@ impl Publisher {
     pub(crate) async fn mark(&mut self) {
         self.marked = self.feeds.sent(0);
         let mark = Bytes::copy_from_slice(&self.marked.to_be_bytes());
-        self.say(Bytes::from_static(MARK_TOPIC), mark).await;
+        let mut message = ZmqMessage::from(Bytes::from_static(MARK_TOPIC));
+        message.push_back(mark);
+        self.say(message).await;
     }
 
     /// Ends the socket and removes its file. What is still in it is lost.
@@ -131,9 +145,7 @@ impl Publisher {
         let _ = socket.close().await;
     }
 
-    async fn say(&mut self, topic: Bytes, body: Bytes) {
-        let mut message = ZmqMessage::from(topic);
-        message.push_back(body);
+    async fn say(&mut self, message: ZmqMessage) {
         if let Err(error) = self.voice.socket.send(message).await {
             tracing::warn!(%error, "the publisher does not take messages");
         }

@@ -91,7 +91,7 @@ impl Discovery {
     /// # Errors
     /// [`StartError::Config`] for an interface that does not exist.
     pub(crate) fn start(options: Options) -> Result<(Discovery, mpsc::Receiver<Candidate>), StartError> {
-        tracing::debug!(run = %options.run, mesh = options.mesh, version = options.version, mdns = options.mdns, "discovery starts");
+        tracing::debug!(run = %options.run, mesh = options.mesh, version = options.version, mdns = options.mdns, closed = options.mesh_keys.is_some(), "discovery starts");
         let policy = Policy::new(&options.interfaces, options.listen)?;
         let first = policy
             .survey()

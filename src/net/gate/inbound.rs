@@ -17,7 +17,7 @@ use super::feed::{self, Feed, Front};
 use super::line::{self, Line};
 use super::queue::{Intake, Queue};
 use super::zmtp::{self, Broken, Command, Header, Piece, Role, Walker};
-use super::{Identity, Refusal, ShakeError, Shared, limits, lock, prepare, shake};
+use super::{Door, Peer, Refusal, ShakeError, Shared, is_stock, limits, lock, prepare, shake};
 use crate::metrics::count;
 use crate::net::NetEvent;
 use crate::wire::TOPIC_CHAT;
@@ -27,38 +27,24 @@ pub(super) async fn serve(number: u64, tcp: TcpStream, address: SocketAddr, shar
     let handshake = Handshake { number, shared: &shared };
     prepare(&tcp);
     let cut = |reason| count(&shared.metrics.cut, reason);
-    let Identity { key, mesh_keys, .. } = &shared.identity;
-    let hands = async {
-        let mut line = Line::shake(tcp, line::End::Called, mesh_keys.as_ref(), key).await?;
-        let ready = shake(&mut line, &shared.identity.ready(Role::Pub)).await?;
-        Ok((line, ready))
-    };
-    let (line, ready) = match timeout(limits::HANDSHAKE, hands).await {
-        Ok(Ok(shaken)) => shaken,
+    let (line, peer) = match timeout(limits::HANDSHAKE, shake_hands(tcp, &shared.door)).await {
+        Ok(Ok(Ok(let_in))) => let_in,
+        Ok(Ok(Err(Refusal::Stranger))) => return cut("stranger"),
+        Ok(Ok(Err(Refusal::Itself))) => return cut("itself"),
+        Ok(Ok(Err(Refusal::Name))) => return cut("name"),
+        Ok(Ok(Err(Refusal::Apart(reason, port, run)))) => {
+            cut("apart");
+            let _ = shared.events.send(NetEvent::Apart { address: at_port(address, port), run, reason }).await;
+            return;
+        }
         Ok(Err(ShakeError::Broken(Broken::Sealed))) => return cut("key"),
         Ok(Err(ShakeError::Broken(broken))) => {
-            tracing::debug!(%broken, "a caller that is no hubless node");
+            tracing::debug!(%broken, "a caller that speaks another protocol");
             return cut("stranger");
         }
         // Also who only looked whether somebody listens.
         Ok(Err(ShakeError::Gone)) => return,
         Err(_) => return cut("handshake"),
-    };
-    let at_port = |port| {
-        let mut at = address;
-        at.set_port(port);
-        at
-    };
-    let peer = match shared.identity.judge(Role::Pub, &ready) {
-        Ok(peer) if !line.proves(peer.run.node) => return cut("name"),
-        Ok(peer) => peer,
-        Err(Refusal::Stranger) => return cut("stranger"),
-        Err(Refusal::Itself) => return cut("itself"),
-        Err(Refusal::Apart(reason, port, run)) => {
-            cut("apart");
-            let _ = shared.events.send(NetEvent::Apart { address: at_port(port), run, reason }).await;
-            return;
-        }
     };
     drop(handshake);
     if shared.feeds.count() >= limits::CALLERS_MAX {
@@ -86,10 +72,16 @@ pub(super) async fn serve(number: u64, tcp: TcpStream, address: SocketAddr, shar
         topics: Vec::new(),
     };
     caller.wishes.push(feed::mark_subscription());
-    *lock(&shared.callers).entry(peer.run).or_default() += 1;
-    let called = NetEvent::Called { run: peer.run, address: at_port(peer.port) };
+    if let Some(peer) = peer {
+        *lock(&shared.callers).entry(peer.run).or_default() += 1;
+    }
     // The node may be slow to take the news; what comes out of the publisher is taken anyhow.
-    let mut tell = pin!(shared.events.send(called));
+    let mut tell = pin!(async {
+        if let Some(peer) = peer {
+            let called = NetEvent::Called { run: peer.run, address: at_port(address, peer.port) };
+            let _ = shared.events.send(called).await;
+        }
+    });
     let (end, told) = {
         let relay = async {
             tokio::select! {
@@ -106,9 +98,8 @@ pub(super) async fn serve(number: u64, tcp: TcpStream, address: SocketAddr, shar
     let dropped = caller.queue.bytes() as u64;
     drop(caller);
     if !told {
-        let _ = tell.await;
+        tell.await;
     }
-    let run = peer.run;
     match end {
         End::Gone => {}
         End::Restart => cut("publisher"),
@@ -120,10 +111,13 @@ pub(super) async fn serve(number: u64, tcp: TcpStream, address: SocketAddr, shar
         End::Slow => {
             cut("slow");
             shared.metrics.dropped_bytes.inc_by(dropped);
-            shared.feeds.drop_bytes(run, dropped);
-            let _ = shared.events.send(NetEvent::Cut { run, bytes: dropped }).await;
+            if let Some(Peer { run, .. }) = peer {
+                shared.feeds.drop_bytes(run, dropped);
+                let _ = shared.events.send(NetEvent::Cut { run, bytes: dropped }).await;
+            }
         }
     }
+    let Some(Peer { run, .. }) = peer else { return };
     let last = {
         let mut callers = lock(&shared.callers);
         let connections = callers.entry(run).or_default();
@@ -137,6 +131,27 @@ pub(super) async fn serve(number: u64, tcp: TcpStream, address: SocketAddr, shar
     if last {
         let _ = shared.events.send(NetEvent::Left { run }).await;
     }
+}
+
+/// Whom the other end turns out to be: a peer, at the door of the mesh.
+async fn shake_hands(tcp: TcpStream, door: &Door) -> Result<Result<(Line, Option<Peer>), Refusal>, ShakeError> {
+    match door {
+        Door::Mesh(identity) => {
+            let mut line = Line::shake(tcp, line::End::Called, identity.mesh_keys.as_ref(), &identity.key).await?;
+            let ready = shake(&mut line, &identity.ready(Role::Pub)).await?;
+            Ok(identity.judge(Role::Pub, &line, &ready).map(|peer| (line, Some(peer))))
+        }
+        Door::Plain => {
+            let mut line = Line::bare(tcp);
+            let ready = shake(&mut line, &zmtp::ready(Role::Pub, &[])).await?;
+            Ok(if is_stock(Role::Sub, &ready) { Ok((line, None)) } else { Err(Refusal::Stranger) })
+        }
+    }
+}
+
+fn at_port(mut address: SocketAddr, port: u16) -> SocketAddr {
+    address.set_port(port);
+    address
 }
 
 /// Counts a caller as in handshake until it is dropped, however that comes about.

@@ -27,6 +27,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 
 use self::feed::{Feeds, lock};
+use self::line::Line;
 use self::zmtp::{Broken, Properties, Role};
 use super::{Apart, NetEvent};
 use crate::id::{NodeKey, Room, Run};
@@ -47,6 +48,15 @@ pub(crate) struct Identity {
     pub(crate) mesh_keys: Option<KeyRing>,
 }
 
+/// Whom a gate lets in.
+#[derive(Clone, Debug)]
+pub(crate) enum Door {
+    /// Nodes of our mesh; boxed, as there is one of them in all.
+    Mesh(Box<Identity>),
+    /// Any stock ZeroMQ client.
+    Plain,
+}
+
 /// What READY said of a peer that we may talk to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Peer {
@@ -61,6 +71,8 @@ pub(crate) enum Refusal {
     /// No hubless node, or one of the wrong role.
     Stranger,
     Itself,
+    /// It has a key of the mesh, and took another's name.
+    Name,
     /// To be kept apart; it listens on this port, and may say who it is.
     Apart(Apart, u16, Option<Run>),
 }
@@ -101,7 +113,13 @@ impl Identity {
 
     /// Whether we, being `role`, talk to whoever sent this READY. The version is looked at first: what the others mean
     /// depends on it.
-    fn judge(&self, role: Role, ready: &[u8]) -> Result<Peer, Refusal> {
+    fn judge(&self, role: Role, line: &Line, ready: &[u8]) -> Result<Peer, Refusal> {
+        let peer = self.read(role, ready)?;
+        // A name that is not proven is nobody's.
+        if line.proves(peer.run.node) { Ok(peer) } else { Err(Refusal::Name) }
+    }
+
+    fn read(&self, role: Role, ready: &[u8]) -> Result<Peer, Refusal> {
         let properties = Properties::parse(ready).map_err(|_| Refusal::Stranger)?;
         let get = |name| properties.get(name).ok_or(Refusal::Stranger);
         let version: u8 = get("Hubless-Version")?.parse().map_err(|_| Refusal::Stranger)?;
@@ -125,6 +143,13 @@ impl Identity {
         }
         Ok(Peer { run, port })
     }
+}
+
+/// Whether READY is that of a stock client, which is `role`.
+fn is_stock(role: Role, ready: &[u8]) -> bool {
+    let kind = Properties::parse(ready).ok().and_then(|properties| properties.get("Socket-Type"));
+    // The sockets XPUB and XSUB speak the same.
+    kind.is_some_and(|kind| kind.strip_prefix('X').unwrap_or(kind) == role.name())
 }
 
 /// Exchanges greetings and READYs, ours first; gives the body of the other's READY. Reads not one byte beyond it.
@@ -161,7 +186,7 @@ async fn shake(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), ready: &[u8])
 /// What the gate's tasks share. They all run on the node's own thread.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) identity: Identity,
+    pub(crate) door: Door,
     pub(crate) metrics: Metrics,
     pub(crate) events: mpsc::Sender<NetEvent>,
     pub(crate) feeds: Arc<Feeds>,
@@ -205,14 +230,14 @@ impl Gate {
     /// Begins to accept.
     pub(crate) fn start(
         listener: TcpListener,
-        identity: Identity,
+        door: Door,
         metrics: Metrics,
         events: mpsc::Sender<NetEvent>,
         feeds: Arc<Feeds>,
         publisher: watch::Receiver<PathBuf>,
     ) -> Gate {
         let (callers, handshakes) = Default::default();
-        let shared = Arc::new(Shared { identity, metrics, events, feeds, publisher, callers, handshakes });
+        let shared = Arc::new(Shared { door, metrics, events, feeds, publisher, callers, handshakes });
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(accept(listener, shared, stopped));
         Gate { stop, task }
@@ -308,7 +333,7 @@ mod tests {
 
     fn judged(ready: &[u8]) -> Result<Peer, Refusal> {
         let head = zmtp::Header::parse(ready).unwrap().unwrap().bytes;
-        identity(1, "lab").judge(Role::Pub, &ready[head..])
+        identity(1, "lab").read(Role::Pub, &ready[head..])
     }
 
     #[test]

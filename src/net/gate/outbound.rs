@@ -7,6 +7,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use bytes::Buf;
 use tokio::net::{TcpStream, UnixListener, UnixStream};
@@ -15,17 +16,13 @@ use tokio::time::{Instant, timeout};
 use super::line::{self, Line};
 use super::queue::{Intake, Queue};
 use super::zmtp::{self, Broken, Command, Header, Piece, Role, Walker};
-use super::{Identity, Peer, Refusal, ShakeError, limits, prepare, shake};
+use super::{Identity, Peer, Refusal, ShakeError, is_stock, limits, prepare, shake};
 use crate::metrics::{Metrics, count};
 use crate::net::{Apart, DialError};
 
 /// Connects to `address` and asks who is there.
 pub(crate) async fn dial(address: SocketAddr, identity: &Identity) -> Result<(Line, Peer), DialError> {
-    let tcp = match timeout(limits::DIAL, TcpStream::connect(address)).await {
-        Ok(Ok(tcp)) => tcp,
-        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => return Err(DialError::Refused),
-        Ok(Err(_)) | Err(_) => return Err(DialError::Unreachable),
-    };
+    let tcp = connect(address).await?;
     prepare(&tcp);
     let hands = async {
         let mut line = Line::shake(tcp, line::End::Caller, identity.mesh_keys.as_ref(), &identity.key).await?;
@@ -38,12 +35,31 @@ pub(crate) async fn dial(address: SocketAddr, identity: &Identity) -> Result<(Li
         Ok(Err(ShakeError::Broken(_))) => return Err(DialError::Stranger),
         Ok(Err(ShakeError::Gone)) | Err(_) => return Err(DialError::Unreachable),
     };
-    match identity.judge(Role::Sub, &ready) {
-        Ok(peer) if !line.proves(peer.run.node) => Err(DialError::Stranger),
+    match identity.judge(Role::Sub, &line, &ready) {
         Ok(peer) => Ok((line, peer)),
-        Err(Refusal::Stranger) => Err(DialError::Stranger),
+        Err(Refusal::Stranger | Refusal::Name) => Err(DialError::Stranger),
         Err(Refusal::Itself) => Err(DialError::Itself),
         Err(Refusal::Apart(apart, _, run)) => Err(DialError::Apart(apart, run)),
+    }
+}
+
+/// Speaks with a stock publisher at the other end.
+pub(crate) async fn meet_stock(tcp: TcpStream) -> Result<Line, DialError> {
+    prepare(&tcp);
+    let mut line = Line::bare(tcp);
+    match timeout(limits::HANDSHAKE, shake(&mut line, &zmtp::ready(Role::Sub, &[]))).await {
+        Ok(Ok(ready)) if is_stock(Role::Pub, &ready) => Ok(line),
+        Ok(Ok(_) | Err(ShakeError::Broken(_))) => Err(DialError::Stranger),
+        Ok(Err(ShakeError::Gone)) | Err(_) => Err(DialError::Unreachable),
+    }
+}
+
+/// Connects to `address`, whoever is there.
+pub(crate) async fn connect(address: SocketAddr) -> Result<TcpStream, DialError> {
+    match timeout(limits::DIAL, TcpStream::connect(address)).await {
+        Ok(Ok(tcp)) => Ok(tcp),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Err(DialError::Refused),
+        Ok(Err(_)) | Err(_) => Err(DialError::Unreachable),
     }
 }
 
@@ -60,10 +76,19 @@ async fn meet(listener: UnixListener, path: &Path) -> Result<UnixStream, ShakeEr
 
 /// Relays between the peer and our SUB socket until either ends. When the peer ends, the socket still gets all that the
 /// peer sent, and then the end.
-pub(crate) async fn relay(line: Line, listener: UnixListener, path: impl AsRef<Path>, metrics: Metrics) {
+///
+/// Nodes are cut when they send nothing for `idle`; a stock publisher may have nothing to say for days.
+pub(crate) async fn relay(
+    line: Line,
+    listener: UnixListener,
+    path: impl AsRef<Path>,
+    idle: Option<Duration>,
+    metrics: Metrics,
+) {
     let Ok(Ok(socket)) = timeout(limits::HANDSHAKE, meet(listener, path.as_ref())).await else { return };
     let mut relay = Relay {
         line,
+        idle,
         socket,
         incoming: Intake::new(),
         walker: Walker::default(),
@@ -104,6 +129,7 @@ impl From<Broken> for End {
 
 struct Relay {
     line: Line,
+    idle: Option<Duration>,
     socket: UnixStream,
     /// From the peer.
     incoming: Intake,
@@ -137,7 +163,9 @@ impl Relay {
                 }
                 ready = self.socket.readable() => ready.map_err(End::from).and_then(|()| self.ask()),
                 ready = self.line.writable(), if !self.to_peer.is_empty() || self.line.is_pending() => ready.map_err(End::from),
-                () = tokio::time::sleep_until(heard + limits::IDLE), if free => Err(End::Idle),
+                () = tokio::time::sleep_until(heard + self.idle.unwrap_or_default()), if free && self.idle.is_some() => {
+                    Err(End::Idle)
+                }
             };
             if let Err(end) = done.and_then(|()| self.give()) {
                 return end;
