@@ -7,8 +7,12 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use common::load::Poster;
+use common::log::same_logs;
+use common::mesh::{Member, Mesh};
 use common::soak::{self, Claim};
 use common::{Ear, Home, Hubless, Lan, Place, elapse, eventually, one_at_a_time};
 
@@ -26,6 +30,44 @@ fn nodes_in_three_namespaces_find_each_other_by_mdns() {
         assert!(shown.iter().any(|shown| shown["found_by"] == "mdns"), "{name} found nobody by mDNS: {shown:?}");
     }
     newcomer_is_heard("lan: newcomer heard, three namespaces", &lan.place(2), &[&a, &b], &[]);
+}
+
+#[test]
+fn a_node_that_lets_nothing_in_takes_part_fully() {
+    let _alone = one_at_a_time();
+    let lan = Lan::new(3);
+    lan.shut(0);
+    let rounds = soak::count(1, 10);
+    let mut claim = Claim::new("lan: a firewall that drops what comes in", rounds);
+    // Two of them cannot reach each other at all, so only one of three is behind such a wall.
+    let mut mesh = Mesh((0..3).map(|machine| Member::at(&format!("n{machine}"), &lan, machine)).collect());
+    // Whoever is behind it has to know where the others are: here by seeds, else by mDNS.
+    mesh.start_again(&[1, 2, 0]);
+    let mut promised = BTreeSet::new();
+    let mut say = |member: &Member, text: String| {
+        assert!(Poster::new(member).say(&text).is_promised());
+        promised.insert(text);
+    };
+    for round in 0..rounds {
+        let ears: Vec<Ear> = mesh.0.iter().map(|member| member.listen_in()).collect();
+        for (from, member) in mesh.0.iter().enumerate() {
+            let text = format!("{round}: live from {from}");
+            say(member, text.clone());
+            eventually(secs(10), &text, || ears.iter().all(|ear| ear.times(&text) == 1));
+        }
+        drop(ears);
+        // Each misses something in turn.
+        for away in 0..3 {
+            mesh.0[away].stop();
+            for (from, member) in mesh.0.iter().enumerate().filter(|(from, _)| *from != away) {
+                (0..20).for_each(|number| say(member, format!("{round}: {number} of {from} without {away}")));
+            }
+            mesh.start_again(&[away]);
+        }
+    }
+    let (log, _) = same_logs(&mesh.running(), secs(20), &promised);
+    assert_eq!(log.0.len(), promised.len(), "each once");
+    claim.measured("messages", promised.len());
 }
 
 #[test]

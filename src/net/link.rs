@@ -52,13 +52,40 @@ pub(crate) struct Surroundings {
 ///
 /// Then: hung up before it was up, it ends without a word; else with [`NetEvent::LinkDown`] after all that was heard.
 pub(crate) async fn hear(link: LinkId, address: SocketAddr, around: Surroundings, mut hang_up: oneshot::Receiver<()>) {
-    let heard = tokio::select! {
-        heard = Ear::open(link, address, &around) => heard,
+    let opened = tokio::select! {
+        opened = Ear::open(link, address, &around) => opened,
         _ = &mut hang_up => return,
     };
+    attend(link, address, opened, around, hang_up).await;
+}
+
+/// As [`hear`], over a line that `run` has opened.
+pub(crate) async fn hear_over(
+    link: LinkId,
+    line: Line,
+    run: Run,
+    address: SocketAddr,
+    around: Surroundings,
+    mut hang_up: oneshot::Receiver<()>,
+) {
+    let opened = tokio::select! {
+        opened = Ear::of_peer(link, line, run, &around) => opened,
+        _ = &mut hang_up => return,
+    };
+    attend(link, address, opened, around, hang_up).await;
+}
+
+/// Tells what is heard, until the peer ends or `hang_up` does.
+async fn attend(
+    link: LinkId,
+    address: SocketAddr,
+    opened: Result<(Ear, Run), DialError>,
+    around: Surroundings,
+    hang_up: oneshot::Receiver<()>,
+) {
     let Surroundings { identity, metrics, events, aside, .. } = around;
-    let (mut ear, run) = match heard {
-        Ok(heard) => heard,
+    let (mut ear, run) = match opened {
+        Ok(opened) => opened,
         Err(error) => {
             count(&metrics.dials_failed, error.word());
             let _ = events.send(NetEvent::DialFailed { link, address, error }).await;
@@ -176,8 +203,12 @@ pub(crate) struct Ear {
 impl Ear {
     async fn open(link: LinkId, address: SocketAddr, around: &Surroundings) -> Result<(Ear, Run), DialError> {
         let (line, peer) = outbound::dial(address, &around.identity).await?;
+        Ear::of_peer(link, line, peer.run, around).await
+    }
+
+    async fn of_peer(link: LinkId, line: Line, run: Run, around: &Surroundings) -> Result<(Ear, Run), DialError> {
         match timeout(limits::HANDSHAKE, Ear::connect(link, line, around)).await {
-            Ok(Ok(ear)) => return Ok((ear, peer.run)),
+            Ok(Ok(ear)) => return Ok((ear, run)),
             Ok(Err(error)) => tracing::warn!(%error, "a socket of our own does not connect"),
             Err(_) => tracing::warn!("a socket of our own does not connect in time"),
         }

@@ -24,6 +24,7 @@ use tokio::time::{Instant, timeout_at};
 
 use self::folder::Folder;
 use self::gate::feed::Feeds;
+use self::gate::line::Line;
 use self::gate::{Door, Gate, Identity, limits};
 use self::link::Surroundings;
 use self::publisher::Publisher;
@@ -50,6 +51,8 @@ pub(crate) enum NetEvent {
     DialFailed { link: LinkId, address: SocketAddr, error: DialError },
     /// A peer has connected to us and named itself; it is reached at `address` (the observed host, the port it named).
     Called { run: Run, address: SocketAddr },
+    /// A peer that cannot be dialled offers what it publishes over a connection of its own: [`Net::take`] hears it.
+    Offered { run: Run, address: SocketAddr, line: Box<Line> },
     /// The last connection of a peer that took our messages has ended.
     Left { run: Run },
     /// A peer's queue overflowed; its connection was cut and `bytes` were dropped.
@@ -187,6 +190,19 @@ impl Net {
         let (hang_up, hung_up) = oneshot::channel();
         let task = tokio::spawn(link::hear(link, address, self.around.clone(), hung_up));
         self.links.insert(link, Link { hang_up, task });
+    }
+
+    /// Hears `run` over the line that it offered, as if it had been dialled.
+    pub(crate) fn take(&mut self, link: LinkId, run: Run, address: SocketAddr, line: Line) {
+        self.links.retain(|_, link| !link.task.is_finished());
+        let (hang_up, hung_up) = oneshot::channel();
+        let task = tokio::spawn(link::hear_over(link, line, run, address, self.around.clone(), hung_up));
+        self.links.insert(link, Link { hang_up, task });
+    }
+
+    /// Offers what we publish to a peer that cannot dial us, over a connection of our own.
+    pub(crate) fn offer(&mut self, run: Run, address: SocketAddr) {
+        self.gate.offer(run, address);
     }
 
     /// Ends a link: with [`NetEvent::LinkDown`] if it was up, without a word if it was not. Of its messages, those that

@@ -62,6 +62,10 @@ const EVENTS_MAX: usize = 1024;
 const TICK: Duration = Duration::from_secs(1);
 const PING_EVERY: Duration = Duration::from_secs(10);
 const SAVE_EVERY: Duration = Duration::from_secs(30);
+/// How long a peer may not hear us before it is offered what we publish, and the longest pause between offers.
+const OFFER_AFTER: (Duration, Duration) = (Duration::from_millis(900), Duration::from_secs(30));
+/// Links, those included that are being made; at that no offer is taken.
+const LINKS_MAX: usize = 1024;
 
 /// Everything that the event loop owns.
 pub(crate) struct Loop {
@@ -80,6 +84,8 @@ pub(crate) struct Loop {
     drained: Arc<Notify>,
     links: HashMap<LinkId, Link>,
     links_made: u64,
+    /// When a peer that does not hear us is offered what we publish again, and after how long a pause.
+    offers: HashMap<Run, (Instant, Duration)>,
     presence: Presence,
     held_asks: Vec<HeldAsk>,
     log: Option<Log>,
@@ -301,14 +307,35 @@ impl Loop {
     fn dial(&mut self) {
         let now = Instant::now();
         while let Some(address) = self.ladder.poll(now) {
-            self.links_made += 1;
-            let link = LinkId(self.links_made);
-            self.links.insert(link, Link { run: None, spoke: false });
+            let link = self.next_link();
             self.net.dial(link, address);
         }
         while let Some(notice) = self.ladder.notice() {
             tracing::info!(address = %notice.address, reason = notice.reason, "a neighbour is kept apart");
             self.presence.tell(Event::Apart { address: notice.address, reason: notice.reason });
+        }
+    }
+
+    fn next_link(&mut self) -> LinkId {
+        self.links_made += 1;
+        let link = LinkId(self.links_made);
+        self.links.insert(link, Link { run: None, spoke: false });
+        link
+    }
+
+    /// Offers what we publish to peers that we hear and that do not hear us, which a firewall of ours may keep from dialling:
+    /// those that were so at two ticks running, and then more and more seldom.
+    fn offer(&mut self, at: Instant) {
+        let mute = self.replica.peers().filter(|(_, peer)| peer.is_deaf());
+        let mute: HashMap<Run, SocketAddr> = mute.filter_map(|(run, peer)| Some((run, peer.address?))).collect();
+        self.offers.retain(|run, _| mute.contains_key(run));
+        for (run, address) in mute {
+            let (due, pause) = self.offers.entry(run).or_insert((at + OFFER_AFTER.0, OFFER_AFTER.0));
+            if *due <= at {
+                *pause = (*pause * 2).min(OFFER_AFTER.1);
+                *due = at + *pause;
+                self.net.offer(run, address);
+            }
         }
     }
 
@@ -344,6 +371,13 @@ impl Loop {
             NetEvent::Called { run, address } => {
                 self.ladder.called(at, run, address);
                 self.feed(Input::Called(run));
+            }
+            NetEvent::Offered { run, address, line } => {
+                // Nobody is heard twice; who is dialled at this moment will not answer.
+                if self.links.len() < LINKS_MAX && !self.links.values().any(|link| link.run == Some(run)) {
+                    let link = self.next_link();
+                    self.net.take(link, run, address, *line);
+                }
             }
             NetEvent::Left { run } => self.feed(Input::Left(run)),
             NetEvent::Cut { run, bytes } => {
@@ -458,6 +492,7 @@ impl Loop {
             self.saved = at;
             self.save().await;
         }
+        self.offer(at);
         self.answer_held();
         self.count();
         self.tell_catch_up();

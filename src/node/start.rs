@@ -305,6 +305,7 @@ impl Loop {
             drained: Arc::new(Notify::new()),
             links: HashMap::new(),
             links_made: 0,
+            offers: HashMap::new(),
             presence: Presence::new(peers, addresses_told, events),
             held_asks: Vec::new(),
             log,

@@ -119,6 +119,11 @@ impl Peer {
         }
     }
 
+    /// Whether we hear it, and it has neither connected to us nor said that it hears us.
+    pub fn is_deaf(&self) -> bool {
+        self.linked && self.live && !self.called && !self.hears_us
+    }
+
     /// The status that follows from what was heard so far.
     pub(crate) fn judge(&self, now: Mono) -> Status {
         let silent = self.heard_at.map(|at| now - at);

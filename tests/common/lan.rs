@@ -94,6 +94,11 @@ impl Lan {
         ip(&["-n", &self.switch, "link", "delete", "br1"]);
     }
 
+    /// Lets nobody connect to a machine's default port, as a firewall that drops what comes in; what it opens itself works.
+    pub fn shut(&self, machine: usize) {
+        ip(&["-n", &self.machines[machine], "rule", "add", "ipproto", "tcp", "sport", "47474", "blackhole"]);
+    }
+
     /// Puts it back.
     pub fn plug(&self, machine: usize) {
         ip(&["-n", &self.switch, "link", "set", &format!("p{machine}"), "up"]);

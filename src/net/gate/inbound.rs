@@ -13,11 +13,13 @@ use bytes::{Buf, Bytes};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, timeout};
 
-use super::feed::{self, Feed, Front};
+use super::feed::{Feed, Front, MARK_BYTES, mark_subscription};
 use super::line::{self, Line};
+use super::outbound::connect;
 use super::queue::{Intake, Queue};
 use super::zmtp::{self, Broken, Command, Header, Piece, Role, Walker};
 use super::{Door, Peer, Refusal, ShakeError, Shared, is_stock, limits, lock, prepare, shake};
+use crate::id::Run;
 use crate::metrics::count;
 use crate::net::NetEvent;
 use crate::wire::TOPIC_CHAT;
@@ -47,6 +49,35 @@ pub(super) async fn serve(number: u64, tcp: TcpStream, address: SocketAddr, shar
         Err(_) => return cut("handshake"),
     };
     drop(handshake);
+    if let Some(Peer { run, port, role: Role::Pub }) = peer {
+        // It cannot be dialled, and offers what it publishes over this one.
+        let offered = NetEvent::Offered { run, address: at_port(address, port), line: line.into() };
+        let _ = shared.events.send(offered).await;
+        return;
+    }
+    feed(number, line, peer, address, &shared).await;
+}
+
+/// Connects to `run` at `address`, and gives it what we publish.
+pub(super) async fn offer(number: u64, run: Run, address: SocketAddr, shared: Arc<Shared>) {
+    let Door::Mesh(identity) = &shared.door else { return };
+    let hands = async {
+        let tcp = connect(address).await.map_err(|_| ShakeError::Gone)?;
+        prepare(&tcp);
+        let mut line = Line::shake(tcp, line::End::Caller, identity.mesh_keys.as_ref(), &identity.key).await?;
+        let ready = shake(&mut line, &identity.ready(Role::Pub)).await?;
+        Ok::<_, ShakeError>(identity.judge(&line, &ready).ok().map(|peer| (line, peer)))
+    };
+    if let Ok(Ok(Some((line, peer)))) = timeout(limits::HANDSHAKE, hands).await
+        && peer.run == run
+    {
+        feed(number, line, Some(peer), address, &shared).await;
+    }
+}
+
+/// Gives what our publisher says to whoever is at the other end of `line`, until either ends.
+async fn feed(number: u64, line: Line, peer: Option<Peer>, address: SocketAddr, shared: &Shared) {
+    let cut = |reason| count(&shared.metrics.cut, reason);
     if shared.feeds.count() >= limits::CALLERS_MAX {
         return cut("callers");
     }
@@ -58,7 +89,7 @@ pub(super) async fn serve(number: u64, tcp: TcpStream, address: SocketAddr, shar
     };
     let feed = shared.feeds.enter(number);
     let mut caller = Caller {
-        shared: &shared,
+        shared,
         line,
         publisher,
         number,
@@ -71,7 +102,7 @@ pub(super) async fn serve(number: u64, tcp: TcpStream, address: SocketAddr, shar
         wishes: Queue::default(),
         topics: Vec::new(),
     };
-    caller.wishes.push(feed::mark_subscription());
+    caller.wishes.push(mark_subscription());
     if let Some(peer) = peer {
         *lock(&shared.callers).entry(peer.run).or_default() += 1;
     }
@@ -139,7 +170,7 @@ async fn shake_hands(tcp: TcpStream, door: &Door) -> Result<Result<(Line, Option
         Door::Mesh(identity) => {
             let mut line = Line::shake(tcp, line::End::Called, identity.mesh_keys.as_ref(), &identity.key).await?;
             let ready = shake(&mut line, &identity.ready(Role::Pub)).await?;
-            Ok(identity.judge(Role::Pub, &line, &ready).map(|peer| (line, Some(peer))))
+            Ok(identity.judge(&line, &ready).map(|peer| (line, Some(peer))))
         }
         Door::Plain => {
             let mut line = Line::bare(tcp);
@@ -271,7 +302,7 @@ impl Caller<'_> {
                 match Front::of(&bytes[at..]) {
                     Front::Mark(sent) => {
                         self.queue.push(bytes.split_to(at).freeze());
-                        bytes.advance(feed::MARK_BYTES);
+                        bytes.advance(MARK_BYTES);
                         at = 0;
                         self.shared.feeds.seen(&self.feed, sent);
                         continue;

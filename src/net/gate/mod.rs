@@ -63,6 +63,8 @@ pub(crate) struct Peer {
     pub(crate) run: Run,
     /// The port on which it listens.
     pub(crate) port: u16,
+    /// What it wants to be on this connection.
+    pub(crate) role: Role,
 }
 
 /// Why we do not talk to whoever is at the other end.
@@ -111,15 +113,15 @@ impl Identity {
         )
     }
 
-    /// Whether we, being `role`, talk to whoever sent this READY. The version is looked at first: what the others mean
-    /// depends on it.
-    fn judge(&self, role: Role, line: &Line, ready: &[u8]) -> Result<Peer, Refusal> {
-        let peer = self.read(role, ready)?;
+    /// Whether we talk to whoever sent this READY over this line.
+    fn judge(&self, line: &Line, ready: &[u8]) -> Result<Peer, Refusal> {
+        let peer = self.read(ready)?;
         // A name that is not proven is nobody's.
         if line.proves(peer.run.node) { Ok(peer) } else { Err(Refusal::Name) }
     }
 
-    fn read(&self, role: Role, ready: &[u8]) -> Result<Peer, Refusal> {
+    /// The version is looked at first: what the others mean depends on it.
+    fn read(&self, ready: &[u8]) -> Result<Peer, Refusal> {
         let properties = Properties::parse(ready).map_err(|_| Refusal::Stranger)?;
         let get = |name| properties.get(name).ok_or(Refusal::Stranger);
         let version: u8 = get("Hubless-Version")?.parse().map_err(|_| Refusal::Stranger)?;
@@ -138,10 +140,9 @@ impl Identity {
             let apart = Room::is_valid(mesh).then(|| Refusal::Apart(Apart::Mesh(mesh.to_owned()), port, Some(run)));
             return Err(apart.unwrap_or(Refusal::Stranger));
         }
-        if get("Socket-Type")? != role.other().name() {
-            return Err(Refusal::Stranger);
-        }
-        Ok(Peer { run, port })
+        let kind = get("Socket-Type")?;
+        let role = [Role::Pub, Role::Sub].into_iter().find(|role| role.name() == kind).ok_or(Refusal::Stranger)?;
+        Ok(Peer { run, port, role })
     }
 }
 
@@ -222,8 +223,11 @@ impl Handshakes {
 /// The accepting side: the listener and the connections of all callers.
 #[derive(Debug)]
 pub(crate) struct Gate {
+    shared: Arc<Shared>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
+    /// Connections of our own over which we offer what we publish, and how many there were.
+    offers: (JoinSet<()>, u64),
 }
 
 impl Gate {
@@ -239,8 +243,19 @@ impl Gate {
         let (callers, handshakes) = Default::default();
         let shared = Arc::new(Shared { door, metrics, events, feeds, publisher, callers, handshakes });
         let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(accept(listener, shared, stopped));
-        Gate { stop, task }
+        let task = tokio::spawn(accept(listener, shared.clone(), stopped));
+        Gate { shared, stop, task, offers: (JoinSet::new(), 0) }
+    }
+
+    /// Offers what we publish to `run`, which hears nobody that it cannot dial, over a connection of our own to `address`.
+    pub(crate) fn offer(&mut self, run: Run, address: SocketAddr) {
+        let (offers, made) = &mut self.offers;
+        while offers.try_join_next().is_some() {}
+        if offers.len() < limits::CALLERS_MAX {
+            *made += 1;
+            // Callers are counted from 0.
+            offers.spawn(inbound::offer(u64::MAX - *made, run, address, self.shared.clone()));
+        }
     }
 
     /// Whether it accepts; it ends by itself only if one of its tasks has panicked.
@@ -249,7 +264,8 @@ impl Gate {
     }
 
     /// Ends the listener and all connections. Dropping the gate does the same, a moment later.
-    pub(crate) async fn close(self) {
+    pub(crate) async fn close(mut self) {
+        self.offers.0.shutdown().await;
         let _ = self.stop.send(());
         let _ = self.task.await;
     }
@@ -333,14 +349,15 @@ mod tests {
 
     fn judged(ready: &[u8]) -> Result<Peer, Refusal> {
         let head = zmtp::Header::parse(ready).unwrap().unwrap().bytes;
-        identity(1, "lab").read(Role::Pub, &ready[head..])
+        identity(1, "lab").read(&ready[head..])
     }
 
     #[test]
     fn peers_are_told_from_strangers() {
         let peer = identity(2, "lab");
-        assert_eq!(judged(&peer.ready(Role::Sub)), Ok(Peer { run: peer.run, port: 5 }));
-        assert_eq!(judged(&peer.ready(Role::Pub)), Err(Refusal::Stranger));
+        for role in [Role::Sub, Role::Pub] {
+            assert_eq!(judged(&peer.ready(role)), Ok(Peer { run: peer.run, port: 5, role }));
+        }
         assert_eq!(judged(&identity(1, "lab").ready(Role::Sub)), Err(Refusal::Itself));
         assert_eq!(judged(&identity(1, "lab").ready(Role::Pub)), Err(Refusal::Itself));
         let apart = Refusal::Apart(Apart::Mesh("den".into()), 5, Some(peer.run));

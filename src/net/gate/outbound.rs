@@ -35,8 +35,9 @@ pub(crate) async fn dial(address: SocketAddr, identity: &Identity) -> Result<(Li
         Ok(Err(ShakeError::Broken(_))) => return Err(DialError::Stranger),
         Ok(Err(ShakeError::Gone)) | Err(_) => return Err(DialError::Unreachable),
     };
-    match identity.judge(Role::Sub, &line, &ready) {
-        Ok(peer) => Ok((line, peer)),
+    match identity.judge(&line, &ready) {
+        Ok(peer) if peer.role == Role::Pub => Ok((line, peer)),
+        Ok(_) => Err(DialError::Stranger),
         Err(Refusal::Stranger | Refusal::Name) => Err(DialError::Stranger),
         Err(Refusal::Itself) => Err(DialError::Itself),
         Err(Refusal::Apart(apart, _, run)) => Err(DialError::Apart(apart, run)),

@@ -71,13 +71,6 @@ impl Role {
             Role::Sub => "SUB",
         }
     }
-
-    pub(crate) fn other(self) -> Role {
-        match self {
-            Role::Pub => Role::Sub,
-            Role::Sub => Role::Pub,
-        }
-    }
 }
 
 /// Our greeting: version 3.0, mechanism NULL.
