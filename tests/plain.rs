@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
@@ -32,7 +33,7 @@ fn stock_clients_and_the_mesh_hear_each_other_once_with_all_their_words() {
     let rooms = Client::sub(&port(node, "plain_pub"), "chat.nodejs ");
     let heard = other.listen_in();
     said_until_heard(node, &subscriber);
-    said_until_heard_in(node, &rooms, "nodejs");
+    said_until_heard_in(node, "nodejs", || rooms.times("chat.nodejs ready") > 0);
     publisher.says_until("chat ready", || heard.times("ready") > 0);
 
     for text in TEXTS {
@@ -102,10 +103,10 @@ fn clients_with_heartbeats_and_with_newer_subscriptions_stay_linked_without_a_ga
     let node = &mesh.0[0];
     let beating = Client::start(&["sub", &port(node, "plain_pub"), "chat", "--beat"]);
     let publisher = Client::start(&["pub", "connect", &port(node, "plain_in"), "--beat"]);
-    let mut newer = Newer::subscribe(&port(node, "plain_pub"));
+    let newer = Newer::subscribe(&port(node, "plain_pub"));
     let heard = mesh.0[1].listen_in();
     said_until_heard(node, &beating);
-    newer.read_until(b"chat ready");
+    said_until_heard_in(node, "lobby", || newer.hears(b"chat ready"));
     publisher.says_until("chat first", || heard.times("first") > 0);
     let (begun, mut count) = (Instant::now(), 0);
     let mut poster = Poster::new(&mesh.0[1]);
@@ -122,7 +123,7 @@ fn clients_with_heartbeats_and_with_newer_subscriptions_stay_linked_without_a_ga
         "in order, without a gap"
     );
     assert_eq!(beating.times("lost") + publisher.times("lost"), 0);
-    newer.read_until(last.as_bytes());
+    eventually(PATIENCE, "the newer one has it, too", || newer.hears(last.as_bytes()));
     let last = format!("from outside {}", count - 1);
     eventually(PATIENCE, "what came in is there, too", || heard.times(&last) == 1);
     let inside = (0..count).filter(|number| heard.times(&format!("from outside {number}")) == 1).count();
@@ -175,20 +176,16 @@ fn port(node: &Hubless, key: &str) -> String {
     node.ready()[key].as_str().unwrap_or_else(|| panic!("no {key}")).to_string()
 }
 
-/// ZeroMQ does not say when a subscription has arrived.
+/// ZeroMQ does not say when a subscription has arrived: says `ready` in the lobby until it is heard.
 fn said_until_heard(node: &Hubless, client: &Client) {
-    let mut poster = Poster::new(node);
-    eventually(PATIENCE, "the subscriber hears", || {
-        poster.say("ready");
-        client.times("chat ready") > 0
-    });
+    said_until_heard_in(node, "lobby", || client.times("chat ready") > 0);
 }
 
-fn said_until_heard_in(node: &Hubless, client: &Client, room: &str) {
+fn said_until_heard_in(node: &Hubless, room: &str, heard: impl Fn() -> bool) {
     let said = format!(r#"{{"room":"{room}","text":"ready"}}"#);
     eventually(PATIENCE, "the subscriber hears", || {
-        node.request("POST", "/api/v1/messages", &said);
-        client.times(&format!("chat.{room} ready")) > 0
+        assert_eq!(node.request("POST", "/api/v1/messages", &said).0, 201);
+        heard()
     });
 }
 
@@ -257,25 +254,27 @@ impl Drop for Client {
 /// A subscriber of ZMTP 3.1, made of bytes: it subscribes by a command.
 struct Newer {
     wire: TcpStream,
-    heard: Vec<u8>,
+    heard: RefCell<Vec<u8>>,
 }
 
 impl Newer {
     fn subscribe(address: &str) -> Newer {
         let mut wire = TcpStream::connect(address).unwrap();
-        wire.set_read_timeout(Some(PATIENCE)).unwrap();
         let subscribe = frame(COMMAND, b"\x09SUBSCRIBEchat");
         wire.write_all(&[&greeting()[..], &ready("SUB"), &subscribe].concat()).unwrap();
-        Newer { wire, heard: Vec::new() }
+        wire.set_nonblocking(true).unwrap();
+        Newer { wire, heard: RefCell::default() }
     }
 
-    fn read_until(&mut self, wanted: &[u8]) {
+    /// Whether this has come by now.
+    fn hears(&self, wanted: &[u8]) -> bool {
+        let mut heard = self.heard.borrow_mut();
         let mut buffer = [0; 4096];
-        while !self.heard.windows(wanted.len()).any(|window| window == wanted) {
-            let read = self.wire.read(&mut buffer).unwrap();
+        while let Ok(read) = (&self.wire).read(&mut buffer) {
             assert!(read > 0, "it was hung up on");
-            self.heard.extend_from_slice(&buffer[..read]);
+            heard.extend_from_slice(&buffer[..read]);
         }
+        heard.windows(wanted.len()).any(|window| window == wanted)
     }
 }
 
