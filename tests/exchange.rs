@@ -693,6 +693,47 @@ fn a_log_that_was_opened_again_is_read_for_peers_again() {
 }
 
 #[test]
+fn what_is_below_more_holes_than_a_mark_has_room_for_is_asked_for() {
+    let run = Run { node: NodeId([77; 32]), epoch: Epoch(1) };
+    // Every tenth entry is missing for good.
+    let opened = |lacks: Option<Seq>| {
+        let mut stored: RangeSet = (0..60).map(|at| (Seq(at * 10 + 1), Seq(at * 10 + 9))).collect();
+        lacks.into_iter().for_each(|seq| stored.remove(seq, seq));
+        let settled = RangeSet::of(Seq(1), Seq(600)).without(&stored);
+        let (admitted, newest) = (stored.clone(), Hlc::at(1_799_000_000_000));
+        let stream = OnDisk { run, floor: Seq(0), stored, admitted, settled, newest };
+        Some(Opened { streams: vec![stream], horizon: Hlc::default() })
+    };
+    for seq in [Seq(5), Seq(305), Seq(595)] {
+        let asked = |table: &Table| {
+            let asks = |did: &Did| match did {
+                Did::Said(_, Message::Request(asks)) => (asks.origin, asks.first, asks.last) == (run, seq, seq),
+                _ => false,
+            };
+            table.did[C].iter().any(asks)
+        };
+        for turns_up in [false, true] {
+            let mut table = Table::new(1);
+            table.join_with(WINDOW_BYTES_MAX, opened(turns_up.then_some(seq)));
+            table.join_with(WINDOW_BYTES_MAX, opened(Some(seq)));
+            table.meet(B, C);
+            table.wait(20_000);
+            assert_eq!(asked(&table), !turns_up, "{seq:?}");
+            // While the stream goes on, only marks tell of it.
+            for more in (601..=660).filter(|_| turns_up).map(Seq) {
+                let stored = |seq: Seq| Span { run, first: seq, last: seq };
+                let turned_up = Some(stored(seq)).filter(|_| more == Seq(630));
+                assert!(more > Seq(630) || !asked(&table));
+                table.feed(B, Input::Log(Report::Stored([stored(more)].into_iter().chain(turned_up).collect())));
+                table.feed(C, Input::Log(Report::Stored(vec![stored(more)])));
+                table.wait(500);
+            }
+            assert!(asked(&table), "{seq:?}");
+        }
+    }
+}
+
+#[test]
 fn holes_below_a_floor_that_retention_raises_are_reported_once() {
     let mut table = Table::new(1);
     table.join_with(WINDOW_BYTES_MAX, Some(Opened::default()));

@@ -15,8 +15,9 @@ use crate::id::{Run, RunHash, Seq};
 
 /// A stream that did not change for this long is settled.
 const SETTLED_AFTER: Duration = Duration::from_secs(10);
-/// Ranges of one stream in a mark or digest; the highest are kept.
-const RANGES_MAX: usize = 24;
+/// Ranges of one stream in a mark or holding. Fewer are all that is held; so many are what is held between their ends, and
+/// say nothing of what is beyond.
+pub(super) const RANGES_MAX: usize = 24;
 
 /// The hashes, and whose part in them is to be reckoned anew.
 #[derive(Debug, Default)]
@@ -78,7 +79,7 @@ impl Replica {
     }
 
     fn held_hash(&self, stream: &Stream) -> u64 {
-        let (held, volatile) = (highest(stream.held()), highest(self.volatile(stream)));
+        let (held, volatile) = (stream.held(), self.volatile(stream));
         if stream.floor == Seq(0) && held.is_empty() {
             return 0;
         }
@@ -86,12 +87,12 @@ impl Replica {
         sets.fold(stream.hash.0, |hash, (first, last)| mix(mix(hash ^ first.0) ^ last.0))
     }
 
-    /// What of a stream is in memory only, by our own word: more than that, if it takes too many ranges to say.
+    /// What of a stream is in memory only, by our own word.
     pub(super) fn volatile(&self, stream: &Stream) -> RangeSet {
         if self.bug(Mutant::SentAdvertised) {
             return RangeSet::new();
         }
-        coarse(stream.have.without(&stream.stored))
+        stream.have.without(&stream.stored)
     }
 
     /// Reckons anew the hash of what is settled.
@@ -149,13 +150,35 @@ pub(super) fn highest(set: RangeSet) -> RangeSet {
     set.iter().rev().take(RANGES_MAX).collect()
 }
 
-/// A set that holds this one, in as many ranges as a message takes.
-fn coarse(set: RangeSet) -> RangeSet {
+/// The ranges that begin at or below `at`, as many as a message takes: the highest of them, or the lowest of all.
+pub(super) fn part(set: &RangeSet, at: Seq) -> RangeSet {
+    let below = set.iter().take_while(|(first, _)| *first <= at).count();
+    set.iter().skip(below.saturating_sub(RANGES_MAX)).take(RANGES_MAX).collect()
+}
+
+/// A set in lists as a message takes them. The first counts as all that there is; the others add to it, each from the
+/// lowest range of the one before.
+pub(super) fn parts(set: RangeSet) -> Vec<RangeSet> {
+    if set.ranges_len() < RANGES_MAX {
+        return vec![set];
+    }
+    let mut parts: Vec<RangeSet> = vec![set.iter().rev().take(RANGES_MAX - 1).collect()];
+    while let Some(lowest) = parts.last().map(RangeSet::bottom).filter(|lowest| *lowest > set.bottom()) {
+        parts.push(part(&set, lowest));
+    }
+    parts
+}
+
+/// What of the part `held` of a stream is in memory only, in as many ranges as a message takes: more than that, if it
+/// takes too many ranges to say.
+pub(super) fn coarse(volatile: &RangeSet, held: &RangeSet) -> RangeSet {
+    let (first, last) = (held.bottom(), held.top());
+    let set = volatile.within(first, last);
     let Some((_, below)) = set.iter().rev().nth(RANGES_MAX - 1).filter(|_| set.ranges_len() > RANGES_MAX) else {
         return set;
     };
     let mut coarse: RangeSet = set.iter().rev().take(RANGES_MAX - 1).collect();
-    coarse.insert(Seq(1), below);
+    coarse.insert(first, below);
     coarse
 }
 
@@ -166,9 +189,26 @@ mod tests {
     #[test]
     fn what_is_told_of_many_ranges_leaves_out_the_lowest_of_what_is_held_and_none_of_what_is_volatile() {
         let set: RangeSet = (1..=60).map(|at| (Seq(at * 10), Seq(at * 10 + 3))).collect();
-        let (few, all) = (highest(set.clone()), coarse(set.clone()));
+        let (few, all) = (highest(set.clone()), coarse(&set, &set));
         assert_eq!((few.ranges_len(), all.ranges_len()), (RANGES_MAX, RANGES_MAX));
         assert!(few.without(&set).is_empty() && few.covers(Seq(600), Seq(603)) && !few.contains(Seq(10)));
         assert!(set.without(&all).is_empty() && !all.contains(Seq(599)));
+    }
+
+    #[test]
+    fn the_parts_of_a_set_leave_nothing_unsaid_between_its_ends() {
+        for count in [0, 1, 23, 24, 25, 46, 47, 60, 1_024] {
+            let set: RangeSet = (1..=count).map(|at| (Seq(at * 10), Seq(at * 10 + 3))).collect();
+            let parts = parts(set.clone());
+            let (mut told, mut said) = (parts[0].clone(), RangeSet::new());
+            said.insert(told.bottom(), Seq(u64::MAX));
+            for part in &parts[1..] {
+                assert_eq!(part.ranges_len(), RANGES_MAX);
+                told.union(part);
+                said.insert(part.bottom(), part.top());
+            }
+            assert!(parts[0].ranges_len() < RANGES_MAX);
+            assert_eq!((told, said), (set.clone(), RangeSet::of(set.bottom(), Seq(u64::MAX))), "{count}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Heartbeats decide; a broken connection alone says nothing but that the peer no longer hears us.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use super::clock::{Mono, Now};
 use super::event::Notice;
 use super::message::BUCKETS;
 use super::ranges::RangeSet;
-use super::{Mutant, PEERS_MAX, Replica};
+use super::{Mutant, PEERS_MAX, RANGES_MAX, Replica, hashes};
 use crate::id::{Run, RunHash, Seq};
 
 /// Not heard for so long: suspect.
@@ -22,6 +22,9 @@ pub const DOWN_AFTER: Duration = Duration::from_secs(8);
 pub const OVER_AFTER: Duration = Duration::from_secs(300);
 /// Peers that are down are forgotten after this.
 pub(crate) const FORGET_AFTER: Duration = Duration::from_secs(600);
+
+/// Origins of which one peer has us remember more than what is told at once.
+const IN_PARTS_MAX: usize = 256;
 
 /// Whether a peer lives and hears us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -61,6 +64,8 @@ pub struct Peer {
     pub(crate) status_at: Mono,
     /// What it holds, by its own word.
     pub(crate) holds: BTreeMap<Run, Holds>,
+    /// Origins of which it tells in parts that are remembered all.
+    pub(crate) in_parts: BTreeSet<Run>,
     /// It has told all that it holds at least once over the present link.
     pub(crate) told_all: bool,
     /// Hello goes to it again at this time, until it says that it hears us.
@@ -106,6 +111,7 @@ impl Peer {
             gone: false,
             status_at: now,
             holds: BTreeMap::new(),
+            in_parts: BTreeSet::new(),
             told_all: false,
             greet_at: None,
             greeted: 0,
@@ -147,6 +153,35 @@ impl Peer {
             Status::Suspect => Some(heard + DOWN_AFTER),
             Status::New | Status::Down => None,
         }
+    }
+
+    /// Takes note of what it says that it holds of `origin`: all, or a part.
+    pub(crate) fn learn(&mut self, origin: Run, mut told: Holds) {
+        let part = told.held.ranges_len() >= hashes::RANGES_MAX;
+        if !part {
+            self.in_parts.remove(&origin);
+        } else if self.in_parts.len() < IN_PARTS_MAX || self.in_parts.contains(&origin) {
+            self.in_parts.insert(origin);
+            if let Some(Holds { floor: _, mut held, mut volatile }) = self.holds.remove(&origin) {
+                let (first, last) = (told.held.bottom(), told.held.top());
+                held.remove(first, last);
+                held.union(&told.held);
+                volatile.remove(first, last);
+                volatile.union(&told.volatile.within(first, last));
+                for set in [&mut held, &mut volatile] {
+                    set.remove(Seq(0), told.floor);
+                    *set = set.iter().rev().take(RANGES_MAX).collect();
+                }
+                (told.held, told.volatile) = (held, volatile);
+            }
+        }
+        self.holds.insert(origin, told);
+    }
+
+    /// Forgets what it holds of `origin`.
+    pub(crate) fn unlearn(&mut self, origin: Run) {
+        self.holds.remove(&origin);
+        self.in_parts.remove(&origin);
     }
 
     /// Whether requests may go to it.

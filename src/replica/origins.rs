@@ -128,7 +128,7 @@ impl Replica {
             self.moved.retain(|moved| self.streams.contains_key(moved));
         }
         for peer in self.peers.values_mut() {
-            peer.holds.remove(&run);
+            peer.unlearn(run);
         }
         self.forget_on_disk(run);
     }

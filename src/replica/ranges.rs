@@ -47,6 +47,11 @@ impl RangeSet {
         Seq(self.ranges.last().map_or(0, |range| range.1))
     }
 
+    /// The smallest seq held, 0 if none.
+    pub fn bottom(&self) -> Seq {
+        Seq(self.ranges.first().map_or(0, |range| range.0))
+    }
+
     /// Whether `seq` is held.
     pub fn contains(&self, seq: Seq) -> bool {
         self.covers(seq, seq)
@@ -134,6 +139,18 @@ impl RangeSet {
             missing.push((Seq(next), last));
         }
         missing
+    }
+
+    /// What of `first..=last` is held.
+    pub fn within(&self, first: Seq, last: Seq) -> RangeSet {
+        let mut within = self.clone();
+        if first > Seq(0) {
+            within.remove(Seq(0), Seq(first.0 - 1));
+        }
+        if last < Seq(u64::MAX) {
+            within.remove(last.next(), Seq(u64::MAX));
+        }
+        within
     }
 
     /// What of this set `other` does not hold.

@@ -305,14 +305,15 @@ impl Replica {
                 if !free {
                     break;
                 }
-                let (mut from, hole) = (first, first);
+                let mut from = first;
                 while let Some((first, last)) = self.repairs.unasked(origin, from, last).filter(|_| free) {
-                    let Some((source, first, last)) = self.choose(origin, first, last) else {
+                    let Some((source, first, last)) = self.choose(origin, first, last, full) else {
                         wanting = true;
                         break;
                     };
                     // Anything else would be refused.
-                    if full && first != hole {
+                    let logged = self.log.is_there();
+                    if full && !self.streams.get(&origin).is_some_and(|stream| stream.goes_on(first, logged)) {
                         break;
                     }
                     from = last.next();
@@ -353,7 +354,7 @@ impl Replica {
     }
 
     /// A peer that has the beginning of `first..=last`, or what comes next in it, and the stretch to ask it for.
-    fn choose(&mut self, origin: Run, first: Seq, last: Seq) -> Option<(Run, Seq, Seq)> {
+    fn choose(&mut self, origin: Run, first: Seq, last: Seq, full: bool) -> Option<(Run, Seq, Seq)> {
         let failed = self.repairs.failed_last(origin);
         let mut best: Vec<(Run, Seq, Seq)> = Vec::new();
         for (run, peer) in &self.peers {
@@ -379,7 +380,20 @@ impl Replica {
             best.retain(|(run, ..)| Some(*run) != failed);
         }
         let pick = self.draw() as usize % best.len().max(1);
-        best.get(pick).copied()
+        let (source, start, end) = best.get(pick).copied()?;
+        Some((source, start, if full { end } else { self.further(source, origin, start, end, last) }))
+    }
+
+    /// How far one request goes: over what only this peer has, and over what nobody has.
+    fn further(&self, source: Run, origin: Run, start: Seq, mut end: Seq, last: Seq) -> Seq {
+        let last = last.min(Seq(start.0.saturating_add(REQUEST_SEQS_MAX - 1)));
+        let Some(holds) = self.peers.get(&source).and_then(|peer| peer.holds.get(&origin)) else { return end };
+        let mut others =
+            self.peers.iter().filter(|(run, _)| **run != source).filter_map(|(_, peer)| peer.holds.get(&origin));
+        if end < last && !others.any(|holds| holds.held.touches(end.next(), last)) {
+            end = end.max(holds.held.within(start, last).top());
+        }
+        end
     }
 
     fn ask(&mut self, now: Now, source: Run, origin: Run, first: Seq, last: Seq) {

@@ -7,9 +7,10 @@ use std::time::Duration;
 use super::batch::{Batch, NAME_BYTES_MAX};
 use super::clock::{Hlc, Now};
 use super::event::{Kept, Notice, To};
-use super::hashes::{bucket, highest, token};
+use super::hashes::{RANGES_MAX, bucket, coarse, highest, part, parts, token};
 use super::liveness::{Holds, Peer, Status};
 use super::message::{BUCKETS, Digest, Heartbeat, Hello, Holding, Mark, Message};
+use super::ranges::RangeSet;
 use super::stream::Stream;
 use super::{Mutant, Replica, Source};
 use crate::id::{EntryId, Run, RunHash, Seq};
@@ -167,22 +168,23 @@ impl Replica {
             self.notify(Notice::OwnRunElsewhere(EntryId { run: self.me, seq: top }));
             return;
         }
-        // Nobody says more than this of his own accord, and nobody has us remember more.
+        // Nobody says more than this at once.
         (holds.held, holds.volatile) = (highest(holds.held), highest(holds.volatile));
         if self.bug(Mutant::FloorTreatedAsHeld) {
             holds.held.insert(Seq(1), holds.floor);
         }
+        let logged = self.log.is_there();
         if let Some(stream) = self.streams.get_mut(&origin) {
             // A floor alone says little of where a stream ended: somebody may claim any. What nobody waits for may be gone.
             let unowed = Seq(stream.owed.0.saturating_sub(1));
             stream.top = stream.top.max(holds.held.top()).max(holds.floor.min(unowed));
             // What was settled as missing and turned up after all is asked for again.
             for (first, last) in holds.held.iter() {
-                stream.unsettle(first, last);
+                stream.unsettle(first, last, logged);
             }
         }
         if let Some(peer) = self.peers.get_mut(&from).filter(|peer| peer.live) {
-            peer.holds.insert(origin, holds);
+            peer.learn(origin, holds);
         }
         self.look_for_holes(origin);
     }
@@ -260,7 +262,7 @@ impl Replica {
     /// Tells a peer what is held of these runs; with `compared`, the buckets that are the same and what was asked, this is
     /// all that differs.
     fn tell(&mut self, now: Now, to: Run, runs: Vec<Run>, compared: Option<(u64, u64)>) {
-        let mut holdings: Vec<Holding> = runs.into_iter().filter_map(|run| self.holding(now, run)).collect();
+        let mut holdings: Vec<Holding> = runs.into_iter().flat_map(|run| self.holdings(now, run)).collect();
         loop {
             let rest = holdings.split_off(holdings.len().min(HOLDINGS_MAX));
             let all = compared.is_some() && rest.is_empty();
@@ -274,11 +276,16 @@ impl Replica {
         }
     }
 
-    fn holding(&self, now: Now, run: Run) -> Option<Holding> {
-        let stream = self.streams.get(&run)?;
+    /// All that is held of a stream, in as many parts as it takes.
+    fn holdings(&self, now: Now, run: Run) -> Vec<Holding> {
+        let Some(stream) = self.streams.get(&run) else { return Vec::new() };
         let over = run != self.me && self.is_over(now, run);
-        let (held, volatile) = (highest(stream.held()), highest(self.volatile(stream)));
-        Some(Holding { run, floor: stream.floor, held, volatile, newest: stream.newest, over })
+        let volatile = self.volatile(stream);
+        let holding = |held: RangeSet| {
+            let volatile = coarse(&volatile, &held);
+            Holding { run, floor: stream.floor, held, volatile, newest: stream.newest, over }
+        };
+        parts(stream.held()).into_iter().map(holding).collect()
     }
 
     /// In buckets that are the same on both sides, a peer holds what we hold, as far as we hold it since we asked. Answers
@@ -292,7 +299,7 @@ impl Replica {
             self.streams.iter().filter(|(_, stream)| sure(bucket(stream.hash))).map(|(run, _)| *run).collect();
         for run in alike {
             let Some(stream) = self.streams.get(&run) else { continue };
-            let (held, volatile) = (highest(stream.held()), highest(self.volatile(stream)));
+            let (held, volatile) = (stream.held(), self.volatile(stream));
             let holds = Holds { floor: stream.floor, held, volatile };
             if let Some(peer) = self.peers.get_mut(&from).filter(|peer| peer.live) {
                 peer.holds.insert(run, holds);
@@ -312,7 +319,7 @@ impl Replica {
             };
             for (run, peer) in &mut self.peers {
                 if earlier(run, peer) {
-                    peer.holds.clear();
+                    (peer.holds, peer.in_parts) = Default::default();
                 }
             }
         }
@@ -406,7 +413,7 @@ impl Replica {
     }
 
     /// What changed since the last beat. Once a second also our own stream and a few others in turn, changed or not: a
-    /// beat that was lost does no lasting harm.
+    /// beat that was lost does no lasting harm. Of what takes more ranges than a mark, a further part is told in its turn.
     fn beat(&mut self, now: Now, regular: bool) -> Heartbeat {
         if regular {
             self.list(self.me, true);
@@ -418,25 +425,39 @@ impl Replica {
             let turn: Vec<Run> = turn.map(|(run, _)| *run).take(MARKS_IN_TURN).collect();
             self.listed = turn.last().copied().unwrap_or(self.listed);
             for run in turn {
+                if let Some(stream) = self.streams.get_mut(&run) {
+                    stream.in_part = stream.held().ranges_len() > RANGES_MAX;
+                }
                 self.list(run, false);
             }
         }
         let mut marks = Vec::new();
         let mut bytes = 0;
-        while let Some(run) = self.moved.front() {
-            let Some(stream) = self.streams.get(run) else {
+        while let Some(run) = self.moved.front().copied() {
+            let Some(stream) = self.streams.get(&run) else {
                 self.moved.pop_front();
                 continue;
             };
-            let (held, volatile) = (highest(stream.held()), highest(self.volatile(stream)));
+            let (all, in_part) = (stream.held(), stream.in_part);
+            let lowest = all.bottom();
+            let mut held = highest(all.clone());
+            if in_part {
+                held = part(&all, stream.told_to.min(held.bottom()));
+            }
+            let volatile = coarse(&self.volatile(stream), &held);
             bytes += 24 + 18 * (held.ranges_len() + volatile.ranges_len());
             if bytes > MARK_BYTES_MAX && !marks.is_empty() {
                 break;
             }
+            let told_to = Some(held.bottom()).filter(|told_to| *told_to > lowest);
             marks.push(Mark { run: stream.hash, floor: stream.floor, held, volatile });
-            if let Some(run) = self.moved.pop_front()
-                && let Some(stream) = self.streams.get_mut(&run)
-            {
+            self.moved.pop_front();
+            let Some(stream) = self.streams.get_mut(&run) else { continue };
+            if in_part {
+                // What is news is at its top, and has its turn, too.
+                (stream.in_part, stream.told_to) = (false, told_to.unwrap_or(Seq(u64::MAX)));
+                self.moved.push_back(run);
+            } else {
                 stream.moved = false;
             }
         }

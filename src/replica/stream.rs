@@ -65,6 +65,10 @@ pub(crate) struct Stream {
     pub part: Part,
     /// It waits to be listed in a heartbeat.
     pub moved: bool,
+    /// It takes more ranges than a mark has room for, and its turn has come to be told of in parts: the next mark is that
+    /// part of it that begins at or below `told_to`.
+    pub in_part: bool,
+    pub told_to: Seq,
     /// What nobody is known to have, and since when.
     pub lost: (Mono, RangeSet),
 }
@@ -128,6 +132,8 @@ impl Stream {
             changed_at: now,
             part: Part::default(),
             moved: false,
+            in_part: false,
+            told_to: Seq(u64::MAX),
             lost: (now, RangeSet::new()),
         }
     }
@@ -213,12 +219,16 @@ impl Stream {
         missing
     }
 
-    /// Somebody holds these: what was settled of them is asked for again, unless it would contradict what is held.
-    pub fn unsettle(&mut self, first: Seq, last: Seq) {
+    /// Somebody holds these: what was settled of them is asked for again, unless it would contradict what is held or be
+    /// refused.
+    pub fn unsettle(&mut self, first: Seq, last: Seq, logged: bool) {
+        let full = self.is_full();
         for (first, last) in self.contradicted.missing(first, last) {
-            // Whoever claims a little here and a little there does not make us remember it all.
-            if self.settled.touches(first, last) && self.settled.ranges_len() < RANGES_MAX / 2 {
-                self.settled.remove(first, last);
+            for (first, last) in self.settled.within(first, last).iter() {
+                // Whoever claims a little here and a little there does not make us remember it all.
+                if self.settled.ranges_len() < RANGES_MAX / 2 && (!full || self.goes_on(first, logged)) {
+                    self.settled.remove(first, last);
+                }
             }
         }
     }
@@ -438,6 +448,11 @@ impl Stream {
     /// Whether it has so many holes that only what fills them from below is taken.
     pub fn is_full(&self) -> bool {
         self.seen.ranges_len() >= RANGES_MAX || self.taken.ranges_len() >= RANGES_MAX
+    }
+
+    /// Whether `first` fills a hole from below: that is never too much.
+    pub fn goes_on(&self, first: Seq, logged: bool) -> bool {
+        first == self.wanted_from(logged) || self.taken.contains(Seq(first.0.saturating_sub(1)))
     }
 
     /// Nothing before this is missed. Without a log the floor may have passed what live readers are owed.
