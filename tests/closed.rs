@@ -219,6 +219,51 @@ fn keys_are_made_shown_and_added_by_hand() {
     assert!(!stderr.contains(&code[9..20]), "the code is in the error");
 }
 
+/// Logs at their loudest, metrics, API and errors.
+#[test]
+fn no_secret_is_ever_shown() {
+    let home = Home::new();
+    let file = new_key(&home);
+    let args = ["--no-mdns", "--listen", "127.0.0.1:0", "--key-file", file.to_str().unwrap()];
+    let start = |home: &Home, more: &[&str]| {
+        let loud = [("RUST_LOG", "trace".into())];
+        let node = Hubless::spawn_with(&Place::Here, home, &[&args, more].concat(), &loud);
+        node.ready();
+        node
+    };
+    let (a, other) = (start(&home, &[]), Home::new());
+    let b = start(&other, &["--connect", &a.listen()]);
+    eventually(PATIENCE, "both are up", || a.sees_up(&[&b]) && b.sees_up(&[&a]));
+    assert!(Poster::new(&a).say("something").is_promised());
+    eventually(PATIENCE, "it is heard", || b.messages() == 1);
+    say(a.listen().parse().unwrap(), b"nonsense");
+    let code = std::fs::read_to_string(&file).unwrap();
+    let identity = std::fs::read(home.find("identity").unwrap()).unwrap();
+    let mut shown = vec![a.stderr(), b.stderr(), a.get("/metrics").to_string(), a.get("/api/v1/node").to_string()];
+    shown.push(a.get("/api/v1/peers").to_string());
+    let damaged = home.path().join("damaged.key");
+    std::fs::write(&damaged, code.replace("HUBLESS1", "HUBLESS2")).unwrap();
+    std::fs::set_permissions(&damaged, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let refused = home.hubless(&Place::Here, &["-vv", "--key-file", damaged.to_str().unwrap()]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    shown.push(String::from_utf8(refused.stderr).unwrap());
+    assert!(shown[0].contains("TRACE"), "it is loud");
+    for (what, secret) in [("mesh key", secret(&code)), ("identity", identity.try_into().unwrap())] {
+        let base32 = data_encoding::BASE32_NOPAD.encode(&secret);
+        let bytes: Vec<String> = secret.iter().map(u8::to_string).collect();
+        for written in [
+            data_encoding::HEXLOWER.encode(&secret)[..16].to_string(),
+            data_encoding::BASE64.encode(&secret)[..16].to_string(),
+            base32[..16].to_string(),
+            base32[..16].to_lowercase(),
+            bytes[..8].join(", "),
+        ] {
+            assert!(!shown.iter().any(|text| text.contains(&written)), "the {what} is shown as {written}");
+        }
+    }
+    assert!(!shown.iter().any(|text| text.contains(&code[9..23])), "the code is shown");
+}
+
 /// More than this only comes to who was accepted: the second message of the handshake, and the proof of the node's name.
 const ACCEPTED_BYTES: usize = 2 + 96 + 2 + 80;
 
