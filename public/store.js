@@ -62,7 +62,7 @@ class Line {
   constructor(fields) {
     Object.assign(this, {
       id: null, client: null, text: '', type: null, bytes: 0, name: '', node: '', time: 0, hlc: '', via: 'mesh', storedBy: 0,
-      state: '', late: false, own: false, placed: false, guessed: false, status: null, fault: '', code: '', open: false,
+      state: '', late: false, verified: false, own: false, placed: false, guessed: false, status: null, fault: '', code: '', open: false,
     }, fields);
     this.turn = lines++;
     this.revision = 0;
@@ -80,7 +80,8 @@ function fromWire(raw) {
     id: raw.id, key: raw.key ?? null, text: text ?? '', type: text === null ? String(raw.content_type ?? raw.type ?? 'data') : null,
     bytes: Math.floor(data.length * 3 / 4) - (data.endsWith('==') ? 2 : data.endsWith('=') ? 1 : 0),
     name: String(raw.name ?? ''), node: String(raw.node ?? ''), time: Date.parse(raw.time) || 0, hlc: String(raw.hlc ?? ''), via: raw.via ?? 'mesh',
-    storedBy: raw.stored_by ?? 0, state: String(raw.state ?? ''), late: raw.late === true, placed: true, guessed: false,
+    storedBy: raw.stored_by ?? 0, state: String(raw.state ?? ''), late: raw.late === true,
+    verified: raw.verified === true, placed: true, guessed: false,
   };
 }
 

@@ -247,10 +247,12 @@ export class Log {
     const time = make('time', { datetime: date.toISOString(), title: exact.format(date) }, clock.format(date));
     const name = line.name || 'somebody';
     const host = this.hooks.nodeName(line.node);
-    const from = line.node ? `on ${host ? `${host}, ` : ''}node ${shortNode(line.node)}` : '';
+    // A node signs what is said on it; who was at a stock client or a bridge, nobody has signed.
+    const signed = line.verified || line.own ? 'signed by' : 'not verified, came in at';
+    const from = line.node ? `${signed} node ${shortNode(line.node)}${host ? ` (${host})` : ''}` : '';
     const meta = make('header', {}, make('span', { class: first ? 'who' : 'who sr', title: from }, name));
     if (first && line.own) meta.append(make('span', { class: 'badge you' }, 'you'));
-    if (first && line.via !== 'mesh') meta.append(make('span', { class: 'badge', title: `Came over ${line.via}` }, line.via));
+    if (first && line.via !== 'mesh') meta.append(make('span', { class: 'badge', title: `Came over ${line.via}: who said it is not verified` }, line.via));
     meta.append(time);
     if (line.late) meta.append(make('span', { class: 'badge late', title: 'Arrived later than its place here' }, 'late'));
 
