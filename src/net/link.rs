@@ -153,8 +153,10 @@ impl Reader {
     }
 
     fn take(&mut self, first: ZmqMessage, ear: &mut Ear) {
+        // A repair may hold hundreds of batches, and is work enough for one thread.
+        let long = |message: &ZmqMessage| message.get(0).is_none_or(|topic| topic.starts_with(b"to."));
         let mut messages = vec![first];
-        while messages.len() < JOB_MESSAGES_MAX {
+        while messages.len() < JOB_MESSAGES_MAX && !messages.last().is_some_and(long) {
             match ear.next().now_or_never() {
                 None => break,
                 Some(None) => {
@@ -164,9 +166,7 @@ impl Reader {
                 Some(Some(message)) => messages.push(message),
             }
         }
-        // A repair may hold hundreds of batches.
-        let quick = messages.iter().all(|message| message.get(0).is_some_and(|topic| !topic.starts_with(b"to.")));
-        if messages.len() == 1 && quick && self.under_way.is_empty() {
+        if messages.len() == 1 && !messages.iter().any(long) && self.under_way.is_empty() {
             self.done.extend(messages.into_iter().map(|message| read(message, &self.topic_own)));
             return;
         }

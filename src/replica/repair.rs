@@ -27,8 +27,8 @@ pub const REQUESTS_MAX: usize = 16;
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 /// After a request that brought so many bytes its place rests for some times as long as the answer took, within a bound.
 const REST_BYTES_MIN: u64 = 64 * 1024;
-const REST_TIMES: u32 = 6;
-const REST_MAX: Duration = Duration::from_millis(100);
+const REST_TIMES: u32 = 5;
+const REST_MAX: Duration = Duration::from_millis(70);
 /// What nobody has for this long is missing for good.
 const LOST_AFTER: Duration = Duration::from_secs(10);
 /// Seqs in one request, so that a long repair is spread over peers.
