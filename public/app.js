@@ -141,10 +141,12 @@ async function jump(raw) {
   enter(room);
   if (!room.byId.has(raw.id)) {
     const time = Date.parse(raw.time);
-    const page = await api(`${newest(room, PAGE)}&until=${iso(time)}`);
+    // A millisecond may hold more than a page: what is before it, then all of it from its beginning.
+    const page = await api(`${newest(room, PAGE)}&until=${iso(time - 1)}`);
     store.detach(room, time, page);
     log.show(room);
-    await loadNewer(room);
+    do await loadNewer(room);
+    while (room.detached && !room.byId.has(raw.id) && !room.newerFault && !room.loadingNewer);
   }
   const line = room.byId.get(raw.id);
   if (line && room === current) log.reveal(line);
