@@ -43,6 +43,7 @@ lint: ## Format, clippy for every subset of features, licences and sources of th
 		echo "$(CLIPPY) --no-default-features --features $$subset -- -D warnings"; \
 		$(CLIPPY) --no-default-features --features $$subset -- -D warnings; \
 	done
+	cd tests/bench && cargo fmt --check && $(CLIPPY) -- -D warnings
 	cargo deny --locked check licenses bans sources
 	@if cargo deny fetch db >/dev/null 2>&1; then \
 		echo "cargo deny --locked check advisories"; cargo deny --locked check advisories; \

@@ -13,7 +13,7 @@ use crate::id::{EntryId, Seq};
 use crate::replica::{KnownKey, Replica};
 
 /// Drafts taken from the channel for one round of batches, in bytes.
-const ROUND_BYTES_MAX: usize = 256 * 1024;
+const ROUND_BYTES_MAX: usize = 1024 * 1024;
 
 type Answer = Result<Vec<Published>, PublishError>;
 

@@ -33,7 +33,7 @@ pub const FIRST_OFFSET: usize = 1 + 32 + 8;
 /// The largest payload of one entry, in bytes.
 pub const PAYLOAD_BYTES_MAX: usize = 256 * 1024;
 /// A batch is closed when its body reaches this, unless one entry alone is larger.
-pub const BODY_BYTES_MAX: usize = 64 * 1024;
+pub const BODY_BYTES_MAX: usize = 256 * 1024;
 /// The largest encoded batch: one entry of the largest payload, with room for its fields.
 pub const BATCH_BYTES_MAX: usize = PAYLOAD_BYTES_MAX + 16 * 1024;
 /// The most entries in one batch.

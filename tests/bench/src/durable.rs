@@ -74,7 +74,11 @@ async fn measure(folder: &Path) -> Result<Vec<Line>, Box<dyn Error>> {
     newest.sort();
     lines.push(Line {
         what: "newest 100 of 1 M, through the handle",
-        measured: format!("{} µs median, {} µs p99", newest[rounds / 2].as_micros(), newest[rounds * 99 / 100].as_micros()),
+        measured: format!(
+            "{} µs median, {} µs p99",
+            newest[rounds / 2].as_micros(),
+            newest[rounds * 99 / 100].as_micros()
+        ),
         wanted: "≤ 100 µs",
         enough: newest[rounds / 2] <= Duration::from_micros(100),
     });

@@ -17,6 +17,8 @@ type Result<T = ()> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 /// Messages in one call, unless they are large.
 const CHUNK_MESSAGES: usize = 512;
 const CHUNK_BYTES: usize = 64 * 1024;
+/// Chunks under way, so that the next ones are made while the node works.
+const CHUNKS_AT_ONCE: usize = 4;
 
 async fn start(name: &str, mesh: &str, seeds: &[&str]) -> Result<Handle> {
     let seeds = seeds.iter().map(|seed| seed.parse()).collect::<std::result::Result<Vec<_>, _>>()?;
@@ -66,8 +68,13 @@ pub async fn publisher(plan: &Plan) -> Result {
     };
     if plan.in_flight == 0 {
         let chunk = (CHUNK_BYTES / plan.size).clamp(1, CHUNK_MESSAGES);
-        while let Some(phase) = pace.look() {
-            node.publish_all((0..chunk).map(|_| draft(phase, pace.take())).collect()).await?;
+        let chunks = std::iter::from_fn(|| {
+            let phase = pace.look()?;
+            Some((0..chunk).map(|_| draft(phase, pace.take())).collect())
+        });
+        let mut published = stream::iter(chunks).map(|chunk| node.publish_all(chunk)).buffered(CHUNKS_AT_ONCE);
+        while let Some(some) = published.next().await {
+            some?;
         }
     } else {
         let drafts = std::iter::from_fn(|| Some(draft(pace.look()?, pace.take())));
