@@ -35,6 +35,8 @@ const MEMTABLES_WAITING_MAX: usize = 3;
 const APART_BYTES_MIN: u32 = 4 * 1024;
 /// Says, beside the rows, which version they have, so that a newer one is known without opening it.
 const FORMAT_FILE: &str = "format";
+/// Is there while the log is made.
+const UNFINISHED_FILE: &str = "unfinished";
 /// What fjall writes when a database is whole.
 const FJALL_MARKER: (&str, &[u8]) = ("version", b"FJL\x03");
 /// What fjall locks; it does not open a database that has lost it.
@@ -88,35 +90,16 @@ pub(super) type Changes = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 impl Store {
     /// Opens the log in `folder`, or makes one where there is none. A panic of fjall on damaged bytes counts as damage.
     pub fn open(folder: &Path, generation: u64) -> Result<Store, Fault> {
-        if is_missing(folder)? {
-            create(folder)?;
-        }
-        let version = check_format(folder)?;
-        let store = guarded(|| {
-            let (database, rows) = open_fjall(folder)?;
-            let birth = rows.get(rows::named_key(table::META, rows::BIRTH_NAME))?;
-            let birth = birth.ok_or_else(|| Fault::Damaged("the log does not say what it is".into()))?;
-            let (found, log) = rows::read_birth(&birth).ok_or_else(|| bad("birth"))?;
-            if found > FORMAT_VERSION {
-                return Err(Fault::Newer(found));
-            }
-            Ok(Store {
-                database,
-                rows,
-                log,
-                generation,
-                closing: AtomicBool::new(false),
-                checked: AtomicBool::new(false),
-            })
-        })?;
-        if version.is_none() {
-            write_format(folder)?;
-        }
+        let (database, rows, log) = if is_unmade(folder)? { create(folder)? } else { reopen(folder)? };
         // The database does not sync the folders in which it makes its own: a power cut would take them.
         for path in folder.ancestors().take(2).chain([&*folder.join(KEYSPACES_FOLDER)]) {
             File::open(path)?.sync_all()?;
         }
-        Ok(store)
+        Ok(Store::new(database, rows, log, generation))
+    }
+
+    fn new(database: Database, rows: Keyspace, log: u64, generation: u64) -> Store {
+        Store { database, rows, log, generation, closing: AtomicBool::new(false), checked: AtomicBool::new(false) }
     }
 
     /// Opens what is left of a log that was moved aside, whatever it says of itself; without its journals if need be.
@@ -124,14 +107,7 @@ impl Store {
         fs::write(folder.join(FJALL_MARKER.0), FJALL_MARKER.1)?;
         let open = || {
             let (database, rows) = open_fjall(folder)?;
-            Ok(Store {
-                database,
-                rows,
-                log: 0,
-                generation: 0,
-                closing: AtomicBool::new(false),
-                checked: AtomicBool::new(false),
-            })
+            Ok(Store::new(database, rows, 0, 0))
         };
         guarded(open).or_else(|_| {
             for entry in fs::read_dir(folder)? {
@@ -362,40 +338,57 @@ fn open_fjall(folder: &Path) -> Result<(Database, Keyspace), Fault> {
     Ok((database, rows))
 }
 
-/// A folder without anything in it is as good as none.
-fn is_missing(folder: &Path) -> Result<bool, Fault> {
+/// A folder without anything in it is as good as none, and so is one whose making was cut short: nothing was kept there.
+fn is_unmade(folder: &Path) -> Result<bool, Fault> {
     match fs::read_dir(folder) {
-        Ok(mut entries) => Ok(entries.next().transpose()?.is_none()),
+        Ok(mut entries) => Ok(entries.next().transpose()?.is_none() || folder.join(UNFINISHED_FILE).try_exists()?),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Makes an empty log beside its place and moves it there when it is whole; so what is in its place was whole once.
-fn create(folder: &Path) -> Result<(), Fault> {
-    let fresh = beside(folder, "new");
-    let parent = folder.parent().unwrap_or(Path::new("."));
-    match fs::remove_dir_all(&fresh) {
+/// Makes an empty log. It is used as it was made: a journal that was opened again grows with each write, and its syncs take
+/// a third longer than those of one that was made with its full length.
+fn create(folder: &Path) -> Result<(Database, Keyspace, u64), Fault> {
+    match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
         _ => {}
     }
-    DirBuilder::new().recursive(true).mode(0o700).create(&fresh)?;
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    // It reaches the disk with, or before, whatever else is made here.
+    File::create(folder.join(UNFINISHED_FILE))?;
     let mut log = [0; 8];
     getrandom::fill(&mut log).map_err(|error| Fault::Failing(error.to_string()))?;
-    guarded(|| {
-        let (database, rows) = open_fjall(&fresh)?;
-        let birth = rows::named_key(table::META, rows::BIRTH_NAME);
-        rows.insert(birth, rows::birth_value(u64::from_be_bytes(log)))?;
-        Ok(database.persist(PersistMode::SyncAll)?)
+    let log = u64::from_be_bytes(log);
+    let (database, rows) = guarded(|| {
+        let (database, rows) = open_fjall(folder)?;
+        rows.insert(rows::named_key(table::META, rows::BIRTH_NAME), rows::birth_value(log))?;
+        database.persist(PersistMode::SyncAll)?;
+        Ok((database, rows))
     })
     .map_err(Fault::of_writing)?;
-    write_format(&fresh)?;
-    match fs::remove_dir(folder) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-        _ => {}
+    write_format(folder)?;
+    fs::remove_file(folder.join(UNFINISHED_FILE))?;
+    Ok((database, rows, log))
+}
+
+/// Opens a log that was made before.
+fn reopen(folder: &Path) -> Result<(Database, Keyspace, u64), Fault> {
+    let version = check_format(folder)?;
+    let (database, rows, log) = guarded(|| {
+        let (database, rows) = open_fjall(folder)?;
+        let birth = rows.get(rows::named_key(table::META, rows::BIRTH_NAME))?;
+        let birth = birth.ok_or_else(|| Fault::Damaged("the log does not say what it is".into()))?;
+        let (found, log) = rows::read_birth(&birth).ok_or_else(|| bad("birth"))?;
+        if found > FORMAT_VERSION {
+            return Err(Fault::Newer(found));
+        }
+        Ok((database, rows, log))
+    })?;
+    if version.is_none() {
+        write_format(folder)?;
     }
-    fs::rename(&fresh, folder)?;
-    Ok(File::open(parent)?.sync_all()?)
+    Ok((database, rows, log))
 }
 
 /// `DIR/history` with `word` is `DIR/history.word`.

@@ -560,3 +560,28 @@ fn a_newer_version_is_refused_and_untouched() {
     assert!(matches!(refused, StartError::NewerHistory { found: 2, known: 1, .. }), "{refused}");
     assert!(files(folder.path()) == before);
 }
+
+#[test]
+fn a_log_whose_making_was_cut_short_is_made_anew() {
+    for missing in 0.. {
+        let folder = tempfile::tempdir().unwrap();
+        let made = desk(folder.path());
+        let history = made.folder.clone();
+        made.history.close();
+        let files = files(&history);
+        assert!(files.len() >= 5, "{files:?}");
+        let Some((path, _)) = files.get(missing) else { break };
+        // What the power left; the mark goes last.
+        std::fs::remove_file(path).unwrap();
+        std::fs::write(history.join("unfinished"), "").unwrap();
+        let mut again = desk(folder.path());
+        ten(&mut again, run(1));
+        again.history.close();
+        let again = desk(folder.path());
+        assert_eq!(again.opened.streams.len(), 1);
+        again.history.close();
+        let beside: Vec<_> =
+            std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(beside, ["history"], "nothing was moved aside");
+    }
+}

@@ -96,22 +96,35 @@ async fn measure(folder: &Path) -> Result<Vec<Line>, Box<dyn Error>> {
     });
     node.shutdown().await;
 
-    let node = start(&folder.join("each"), Fsync::Always).await?;
-    let raw_path = folder.join("raw");
-    let (mut ours, mut raw) = (0.0, 0.0);
-    // They take turns, so that both meet the same disk.
-    for _ in 0..5 {
-        ours += each(&node, Duration::from_secs(1)).await?;
-        raw += append(raw_path.clone(), Duration::from_secs(1)).await?;
-    }
-    node.shutdown().await;
+    let raw = folder.join("raw");
+    let (ours, raw_rate) = beside(&folder.join("each"), &raw).await?;
+    // What was opened again has a journal that grows with each write, until the next one is begun after 64 MB.
+    let (again, raw_again) = beside(&folder.join("each"), &raw).await?;
     lines.push(Line {
         what: "an fsync each, beside a raw append + fdatasync loop",
-        measured: format!("{:.0}/s, raw {:.0}/s: {:.2}×", ours / 5.0, raw / 5.0, ours / raw),
+        measured: format!(
+            "{ours:.0}/s, raw {raw_rate:.0}/s: {:.2}× (opened again {:.2}×)",
+            ours / raw_rate,
+            again / raw_again
+        ),
         wanted: "≥ 0.8×",
-        enough: ours / raw >= 0.8,
+        enough: ours / raw_rate >= 0.8,
     });
     Ok(lines)
+}
+
+/// What a log in `folder` and a raw loop do a second.
+async fn beside(folder: &Path, raw: &Path) -> Result<(f64, f64), Box<dyn Error>> {
+    const TURNS: u32 = 5;
+    let node = start(folder, Fsync::Always).await?;
+    let (mut ours, mut theirs) = (0.0, 0.0);
+    // They take turns, so that both meet the same disk.
+    for _ in 0..TURNS {
+        ours += each(&node, Duration::from_secs(1)).await?;
+        theirs += append(raw.into(), Duration::from_secs(1)).await?;
+    }
+    node.shutdown().await;
+    Ok((ours / f64::from(TURNS), theirs / f64::from(TURNS)))
 }
 
 async fn start(folder: &Path, fsync: Fsync) -> Result<Handle, Box<dyn Error>> {
