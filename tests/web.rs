@@ -42,7 +42,7 @@ async fn site(mesh: &str) -> Site {
 
 async fn named_site(mesh: &str, name: &str, seeds: Vec<Seed>) -> Site {
     let handle = start_node(mesh, name, seeds).await;
-    let web = Web::serve_tcp(handle.clone(), ANY_PORT).await.expect("a free port");
+    let web = Web::serve_tcp(handle.clone(), ANY_PORT, None).await.expect("a free port");
     Site { handle, web }
 }
 

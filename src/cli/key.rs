@@ -5,8 +5,6 @@ use std::path::{Path, PathBuf};
 
 use etcetera::BaseStrategy;
 use hubless::mesh_key::{KeyError, KeyRing, MeshKey};
-use qrcode::QrCode;
-use qrcode::render::unicode::Dense1x2;
 
 use super::options::{KeyAdd, KeyCommand, KeyPlace};
 use super::{Failure, Outcome, plain, terminal};
@@ -49,10 +47,7 @@ fn show(key: &MeshKey, file: &Path, json: bool) -> io::Result<()> {
         let object = serde_json::json!({ "file": file, "code": code });
         return writeln!(out, "{object}");
     }
-    if out.is_terminal()
-        && let Ok(qr) = QrCode::new(&code)
-    {
-        let image = qr.render::<Dense1x2>().dark_color(Dense1x2::Light).light_color(Dense1x2::Dark).build();
+    if let Some(image) = terminal::qr(&code).filter(|_| out.is_terminal()) {
         writeln!(out, "{image}")?;
     }
     writeln!(out, "{code}")?;

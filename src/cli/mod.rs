@@ -22,6 +22,7 @@ use std::process::ExitCode;
 
 use hubless::error::StartError;
 use hubless::mesh_key::KeyError;
+use hubless::web::TokenError;
 use tracing_subscriber::EnvFilter;
 
 use options::{Cli, Command, LogFormat, LogOptions};
@@ -123,6 +124,20 @@ impl From<KeyError> for Failure {
                 failure.hint("`hubless key show` prints its code; `hubless key add` adds another node's to it")
             }
             _ => failure,
+        }
+    }
+}
+
+impl From<TokenError> for Failure {
+    fn from(error: TokenError) -> Failure {
+        let failure = match &error {
+            TokenError::File { path, source } => Failure::usage(format!("{}: {}", path.display(), plain(source))),
+            _ => Failure::usage(error.to_string()),
+        };
+        match &error {
+            TokenError::Exposed(path) => failure.hint(format!("chmod 600 {}", path.display())),
+            TokenError::NoToken(_) => failure.hint("remove the file, and a new token is made"),
+            _ => failure.hint("give another file with `--http-token-file`"),
         }
     }
 }

@@ -77,6 +77,12 @@ pub struct Run {
     /// Neither page nor API
     #[arg(long)]
     pub no_http: bool,
+    /// File with the token that other machines need for the page and the API [default: `web.token` in the data folder]
+    ///
+    /// Made where it is missing, and refused where others than its owner can read it. Only used with a `--http` that other
+    /// machines reach; programs of this machine never need the token.
+    #[arg(long, value_name = "FILE")]
+    pub http_token_file: Option<PathBuf>,
     /// File to write when the node serves: one JSON object
     ///
     /// Written by rename, with `node`, `epoch`, `name`, `mesh`, `listen`, `http`, `plain_pub`, `plain_in` (addresses with

@@ -11,7 +11,7 @@ use hubless::bridge::plain::Plain;
 use hubless::config::{Config, Listen, PORT_DEFAULT};
 use hubless::error::StartError;
 use hubless::handle::{Event, HistoryHealth, Info};
-use hubless::web::Web;
+use hubless::web::{Web, WebToken};
 use hubless::{Handle, Node};
 use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -20,7 +20,7 @@ use tokio::sync::broadcast::error::RecvError;
 use super::control::Control;
 use super::join;
 use super::options::Run;
-use super::terminal::{Kept, Terminal};
+use super::terminal::{Kept, Page, Terminal};
 use super::{Failure, Outcome, plain};
 
 /// The page's port, unless it is taken.
@@ -119,7 +119,9 @@ fn tell_substitutes(config: &Config, first_name: &str, first_pid: u32, info: &In
 async fn serve(options: &Run, running: &mut Running, terminal: &mut Terminal) -> Outcome {
     let handle = running.handle.clone();
     let mut events = handle.events();
-    running.web = page(options, &handle, terminal).await?;
+    let page = page(options, &handle, terminal).await?;
+    let (web, page) = page.unzip();
+    running.web = web;
     if let Some(wanted) = options.plain.wanted() {
         running.plain = Some(Plain::start(handle.clone(), wanted).await?);
     }
@@ -129,11 +131,11 @@ async fn serve(options: &Run, running: &mut Running, terminal: &mut Terminal) ->
         Err(error) => terminal
             .note(format_args!("there is no control socket, so no other command finds this node: {}", plain(&error))),
     }
-    let http = running.web.as_ref().and_then(Web::address);
+    let http = page.as_ref().map(|page: &Page| page.address);
     if let Some(path) = &options.ready_file {
         write_ready(path, info, http, running.plain.as_ref()).map_err(|error| no_ready_file(path, &error))?;
     }
-    terminal.welcome(info, &handle.addresses(), http, kept(&handle).await);
+    terminal.welcome(info, &handle.addresses(), page.as_ref(), kept(&handle).await);
     if let Some(plain) = &running.plain {
         terminal.plain_ports(plain.publish(), plain.collect());
     }
@@ -165,7 +167,7 @@ async fn kept(handle: &Handle) -> Kept {
 }
 
 /// Serves page and API where it was asked for, or near the usual place.
-async fn page(options: &Run, handle: &Handle, terminal: &Terminal) -> Outcome<Option<Web>> {
+async fn page(options: &Run, handle: &Handle, terminal: &Terminal) -> Outcome<Option<(Web, Page)>> {
     if options.no_http {
         return Ok(None);
     }
@@ -177,24 +179,38 @@ async fn page(options: &Run, handle: &Handle, terminal: &Terminal) -> Outcome<Op
         };
         Failure::usage(format!("cannot serve the page on {address}: {}", plain(error))).hint(hint)
     };
+    let shown = |web: Web, wanted, token| {
+        let address = web.address().unwrap_or(wanted);
+        Some((web, Page { address, token }))
+    };
     if let Some(address) = options.http {
-        let web = Web::serve_tcp(handle.clone(), address).await;
-        return web.map(Some).map_err(|error| taken(address, &error));
+        let token = if address.ip().is_loopback() { None } else { Some(token(options, handle)?) };
+        let web = Web::serve_tcp(handle.clone(), address, token.clone()).await;
+        return web.map(|web| shown(web, address, token)).map_err(|error| taken(address, &error));
     }
     let tried = (HTTP_PORT_DEFAULT..=HTTP_PORT_DEFAULT + HTTP_PORTS_TRIED).chain([0]);
     for port in tried {
-        match Web::serve_tcp(handle.clone(), usual(port)).await {
+        match Web::serve_tcp(handle.clone(), usual(port), None).await {
             Ok(web) => {
                 if let Some(address) = web.address().filter(|_| port != HTTP_PORT_DEFAULT) {
                     terminal.note(format_args!("port {HTTP_PORT_DEFAULT} is taken, so the page is at {address}"));
                 }
-                return Ok(Some(web));
+                return Ok(shown(web, usual(port), None));
             }
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
             Err(error) => return Err(taken(usual(port), &error)),
         }
     }
     Err(taken(usual(0), &io::ErrorKind::AddrInUse.into()))
+}
+
+/// What other machines need for the page: from a file, so that a link works for more than one life of the node.
+fn token(options: &Run, handle: &Handle) -> Outcome<WebToken> {
+    let kept = handle.info().data_dir.as_ref().map(|folder| folder.join("web.token"));
+    match options.http_token_file.clone().or(kept) {
+        Some(path) => Ok(WebToken::read_or_make(&path)?),
+        None => WebToken::random().map_err(|error| Failure::failed(format!("no random numbers: {}", plain(&error)))),
+    }
 }
 
 /// Removes what an earlier life left there, which would tell of this one too soon, and makes sure of the place.

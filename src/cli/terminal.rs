@@ -12,9 +12,13 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use hubless::config::host_name;
 use hubless::handle::{Event, HistoryHealth, Info, Peer, PeerState};
 use hubless::id::{NodeId, Run};
 use hubless::subscription::GapReason;
+use hubless::web::WebToken;
+use qrcode::QrCode;
+use qrcode::render::unicode::Dense1x2;
 
 use super::options::{LogFormat, LogOptions};
 
@@ -57,6 +61,19 @@ pub fn word(value: &impl serde::Serialize) -> String {
         Ok(serde_json::Value::String(word)) => word,
         _ => String::new(),
     }
+}
+
+/// A code for a camera, as lines of text.
+pub fn qr(text: &str) -> Option<String> {
+    let code = QrCode::new(text).ok()?;
+    Some(code.render::<Dense1x2>().dark_color(Dense1x2::Light).light_color(Dense1x2::Dark).build())
+}
+
+/// Where the page is, and what other machines need for it.
+#[derive(Clone, Debug)]
+pub struct Page {
+    pub address: SocketAddr,
+    pub token: Option<WebToken>,
 }
 
 /// Says things in the way that was asked for.
@@ -142,7 +159,7 @@ impl Terminal {
     }
 
     /// Who this node is and where it is reached.
-    pub fn welcome(&self, info: &Info, addresses: &[SocketAddr], page: Option<SocketAddr>, kept: Kept) {
+    pub fn welcome(&self, info: &Info, addresses: &[SocketAddr], page: Option<&Page>, kept: Kept) {
         let Info { run, name, mesh, open, listen, interfaces, data_dir } = info;
         let access = if *open { "open: anyone here can read and write" } else { "closed by a key" };
         let join = |words: Vec<String>| if words.is_empty() { "none".to_string() } else { words.join(", ") };
@@ -150,7 +167,8 @@ impl Terminal {
         let used = join(interfaces.iter().filter(|i| i.skipped.is_none()).map(|i| clean(&i.name)).collect());
         let skipped = interfaces.iter().filter_map(|i| i.skipped.map(|why| format!("{} ({why})", clean(&i.name))));
         let skipped = Vec::from_iter(skipped);
-        let page = page.map(url);
+        let links = page.map(|page| page.links(addresses)).unwrap_or_default();
+        let page = page.map(|page| url(page.address));
         let history =
             data_dir.as_ref().filter(|_| kept != Kept::Nothing).map(|folder| at_home(&folder.join("history")));
         let held = if let Kept::Messages(held) = kept { Some(held) } else { None };
@@ -173,6 +191,10 @@ impl Terminal {
                 if let Some(page) = page {
                     row("page", &self.paint(BOLD, &page));
                 }
+                // The secret is for whoever sees this; it is not in what is logged.
+                for link in &links {
+                    row("elsewhere", &self.paint(BOLD, link));
+                }
                 row("peers at", &if addresses.is_empty() { listen.to_string() } else { reached });
                 row("interfaces", &used);
                 if !skipped.is_empty() {
@@ -186,6 +208,9 @@ impl Terminal {
                     (None, _) => row("history", &"none: what is said is gone with this node"),
                 }
                 row("stop", &"Ctrl-C");
+                if let Some(image) = links.first().filter(|_| io::stderr().is_terminal()).and_then(|link| qr(link)) {
+                    say(format_args!("{image}"));
+                }
             }
         }
     }
@@ -353,6 +378,24 @@ fn counted(count: u64, what: &str) -> String {
 /// What people call a peer.
 fn name(peer: &Peer) -> String {
     if peer.name.is_empty() { short(&peer.run.node) } else { clean(&peer.name) }
+}
+
+impl Page {
+    /// Where browsers of other machines find it, the token included; none if they do not.
+    fn links(&self, addresses: &[SocketAddr]) -> Vec<String> {
+        let Some(token) = &self.token else { return Vec::new() };
+        let (bound, port) = (self.address.ip(), self.address.port());
+        let mut places = vec![url(self.address)];
+        if bound.is_unspecified() {
+            let others = addresses.iter().map(SocketAddr::ip).filter(|ip| !ip.is_loopback());
+            places = others.map(|ip| url(SocketAddr::new(ip, port))).collect();
+            places.dedup();
+            if places.is_empty() {
+                places.push(format!("http://{}:{port}/", host_name()));
+            }
+        }
+        places.into_iter().map(|place| format!("{place}?token={}", token.reveal())).collect()
+    }
 }
 
 /// Where a browser on this machine finds the page.

@@ -75,6 +75,12 @@ impl Failure {
                     (StatusCode::MISDIRECTED_REQUEST, "host", message)
                 }
                 Foreign::Origin => (StatusCode::FORBIDDEN, "origin", "a page from elsewhere may not do this"),
+                Foreign::Token => {
+                    let message = "from another machine this needs the token that the node printed: \
+                        `Authorization: Bearer TOKEN`, or `?token=TOKEN`";
+                    (StatusCode::UNAUTHORIZED, "token", message)
+                }
+                Foreign::Rate => (StatusCode::TOO_MANY_REQUESTS, "rate", "too many requests from this address"),
             };
             Failure::new(status, code, message)
         } else if rejection.find::<InvalidQuery>().is_some() {

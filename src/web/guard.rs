@@ -1,22 +1,29 @@
-//! Which requests are let in: a page of somebody else's must not speak to this node through its reader's browser.
+//! Which requests are let in: a page of somebody else's must not speak to this node through its reader's browser, and who
+//! is elsewhere needs the token.
 //!
 //! A browser sends `Host` and `Origin` as they are, whatever page is open. A foreign name in `Host` means that a foreign
-//! name server points at us (DNS rebinding); a foreign `Origin` means that a foreign page calls. This is no authentication:
-//! whoever reaches the address with a program of his own is let in.
+//! name server points at us (DNS rebinding); a foreign `Origin` means that a foreign page calls. Programs of this machine
+//! need nothing else. Others show the token: `Authorization: Bearer`, the cookie that the page was given, or `?token=`.
 
 use std::net::IpAddr;
 
 use warp::http::uri::{Authority, Uri};
-use warp::http::{HeaderMap, Method, header};
+use warp::http::{HeaderMap, HeaderValue, Method, header};
 use warp::reject::Reject;
 
+use super::token::WebToken;
 use crate::config;
+use crate::id::NodeId;
 
-/// Who can reach the page and the API.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// So much of the node's name is in the cookie's.
+const COOKIE_CHARS: usize = 8;
+
+/// Who may use the page and the API.
+#[derive(Clone, Debug)]
 pub enum Access {
-    /// Browsers over TCP: `Host` and `Origin` are checked.
-    Network,
+    /// Programs and browsers of this machine; from elsewhere whoever has the token, nobody where there is none. `Host` and
+    /// `Origin` are checked.
+    Network(Option<WebToken>),
     /// Programs of this user over a Unix socket, whose file mode is the check.
     UnixSocket,
 }
@@ -26,9 +33,32 @@ pub enum Access {
 pub(super) enum Foreign {
     Host,
     Origin,
+    /// It comes from elsewhere and does not show the token.
+    Token,
+    /// Too many come from there.
+    Rate,
 }
 
 impl Reject for Foreign {}
+
+/// What is looked at of a request.
+#[derive(Clone, Debug)]
+pub(super) struct Caller {
+    /// Where it comes from; none is this machine itself.
+    pub guest: Option<IpAddr>,
+    pub method: Method,
+    pub path: String,
+    pub query: String,
+    pub headers: HeaderMap,
+}
+
+impl Caller {
+    /// Whether a person waits for the page.
+    pub fn wants_page(&self) -> bool {
+        let html = text(&self.headers, header::ACCEPT).is_some_and(|accept| accept.contains("text/html"));
+        html && matches!(&*self.path, "/" | "/index.html")
+    }
+}
 
 /// Checks requests; made once.
 #[derive(Clone, Debug)]
@@ -36,31 +66,55 @@ pub(super) struct Guard {
     access: Access,
     /// What this machine is called, in lower case.
     names: Vec<String>,
+    /// The cookie's name: browsers have one jar for all ports of a host.
+    cookie: String,
 }
 
 impl Guard {
-    pub fn new(access: Access) -> Guard {
+    pub fn new(access: Access, node: NodeId) -> Guard {
         let full = gethostname::gethostname().to_string_lossy().to_ascii_lowercase();
         let short = config::host_name().to_ascii_lowercase();
         let local = format!("{short}.local");
-        Guard { access, names: vec!["localhost".into(), short, local, full] }
+        let cookie = format!("hubless-{}", &node.to_string()[..COOKIE_CHARS]);
+        Guard { access, names: vec!["localhost".into(), short, local, full], cookie }
     }
 
     /// Whether the request may come in.
-    pub fn check(&self, method: &Method, headers: &HeaderMap) -> Result<(), Foreign> {
-        if self.access == Access::UnixSocket {
-            return Ok(());
-        }
+    pub fn check(&self, caller: &Caller) -> Result<(), Foreign> {
+        let Access::Network(token) = &self.access else { return Ok(()) };
+        let Caller { guest, method, headers, .. } = caller;
         let host = text(headers, header::HOST).and_then(authority).ok_or(Foreign::Host)?;
         if !self.is_ours(host.host()) {
             return Err(Foreign::Host);
         }
         let only_reads = matches!(*method, Method::GET | Method::HEAD) && !headers.contains_key(header::UPGRADE);
-        if only_reads || !headers.contains_key(header::ORIGIN) {
+        if !only_reads && headers.contains_key(header::ORIGIN) {
+            let own = text(headers, header::ORIGIN).is_some_and(|origin| is_origin_of(origin, &host));
+            own.then_some(()).ok_or(Foreign::Origin)?;
+        }
+        if guest.is_none() || is_for_all(&caller.path) {
             return Ok(());
         }
-        let own = text(headers, header::ORIGIN).is_some_and(|origin| is_origin_of(origin, &host));
-        own.then_some(()).ok_or(Foreign::Origin)
+        let shown = token.as_ref().is_some_and(|token| self.words(caller).any(|word| token.is(word)));
+        shown.then_some(()).ok_or(Foreign::Token)
+    }
+
+    /// The cookie that spares a browser the token in its address, if that has it and it is right.
+    pub fn cookie(&self, caller: &Caller) -> Option<HeaderValue> {
+        let Access::Network(Some(token)) = &self.access else { return None };
+        let said = in_query(&caller.query).filter(|word| token.is(word))?;
+        // A link from another page is followed by the page itself, so it is not `Strict`; nothing is written by `GET`.
+        let cookie = format!("{}={said}; Path=/; Max-Age=31536000; HttpOnly; SameSite=Lax", self.cookie);
+        HeaderValue::from_str(&cookie).ok()
+    }
+
+    /// All that may be the token.
+    fn words<'a>(&'a self, caller: &'a Caller) -> impl Iterator<Item = &'a str> {
+        let bearer = text(&caller.headers, header::AUTHORIZATION).and_then(|value| value.strip_prefix("Bearer "));
+        let cookies = caller.headers.get_all(header::COOKIE).into_iter().filter_map(|value| value.to_str().ok());
+        let cookies = cookies.flat_map(|value| value.split("; "));
+        let cookies = cookies.filter_map(|cookie| cookie.strip_prefix(&*self.cookie)?.strip_prefix('='));
+        bearer.into_iter().chain(cookies).chain(in_query(&caller.query)).map(str::trim)
     }
 
     fn is_ours(&self, host: &str) -> bool {
@@ -68,6 +122,21 @@ impl Guard {
         let name = host.trim_end_matches('.').to_ascii_lowercase();
         bare.parse::<IpAddr>().is_ok() || name.ends_with(".localhost") || self.names.contains(&name)
     }
+}
+
+/// What shows nothing of this node: that it lives, and the files of the page, the page itself aside.
+fn is_for_all(path: &str) -> bool {
+    path == "/healthz"
+        || !(path == "/"
+            || path == "/index.html"
+            || path == "/readyz"
+            || path == "/metrics"
+            || path.starts_with("/api/"))
+}
+
+/// The token in the query of an address; it has no letters that are escaped there.
+fn in_query(query: &str) -> Option<&str> {
+    query.split('&').find_map(|pair| pair.strip_prefix("token="))
 }
 
 fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
@@ -95,15 +164,25 @@ fn is_origin_of(origin: &str, host: &Authority) -> bool {
 mod tests {
     use super::*;
 
-    fn check(method: Method, host: &str, more: &[(header::HeaderName, &str)]) -> Result<(), Foreign> {
+    const SECRET: &str = "0123456789abcdef";
+
+    fn guard(access: Access) -> Guard {
+        Guard { names: vec!["localhost".into(), "pi".into()], ..Guard::new(access, NodeId([7; 32])) }
+    }
+
+    fn caller(method: Method, host: &str, more: &[(header::HeaderName, &str)]) -> Caller {
         let mut headers = HeaderMap::new();
         if !host.is_empty() {
             headers.insert(header::HOST, host.parse().unwrap());
         }
         for (name, value) in more {
-            headers.insert(name, value.parse().unwrap());
+            headers.append(name, value.parse().unwrap());
         }
-        Guard { access: Access::Network, names: vec!["localhost".into(), "pi".into()] }.check(&method, &headers)
+        Caller { guest: None, method, path: "/".into(), query: String::new(), headers }
+    }
+
+    fn check(method: Method, host: &str, more: &[(header::HeaderName, &str)]) -> Result<(), Foreign> {
+        guard(Access::Network(None)).check(&caller(method, host, more))
     }
 
     #[test]
@@ -138,6 +217,41 @@ mod tests {
 
     #[test]
     fn a_unix_socket_asks_nobody() {
-        assert_eq!(Guard::new(Access::UnixSocket).check(&Method::POST, &HeaderMap::new()), Ok(()));
+        assert_eq!(guard(Access::UnixSocket).check(&caller(Method::POST, "", &[])), Ok(()));
+    }
+
+    #[test]
+    fn who_comes_from_elsewhere_shows_the_token() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("token"), SECRET).unwrap();
+        std::fs::set_permissions(folder.path().join("token"), std::os::unix::fs::PermissionsExt::from_mode(0o600))
+            .unwrap();
+        let token = WebToken::read_or_make(&folder.path().join("token")).unwrap();
+        let guard = guard(Access::Network(Some(token)));
+        let far = |path: &str, query: &str, more: &[(header::HeaderName, &str)]| {
+            let caller = caller(Method::GET, "10.0.0.1:8080", more);
+            let caller = Caller { guest: Some([10, 0, 0, 9].into()), path: path.into(), query: query.into(), ..caller };
+            (guard.check(&caller), guard.cookie(&caller))
+        };
+        for closed in ["/", "/index.html", "/api/v1/node", "/metrics", "/readyz"] {
+            assert_eq!(far(closed, "", &[]).0, Err(Foreign::Token), "{closed}");
+            assert_eq!(far(closed, "token=wrong", &[]), (Err(Foreign::Token), None), "{closed}");
+            assert_eq!(far(closed, &format!("a=b&token={SECRET}"), &[]).0, Ok(()), "{closed}");
+        }
+        for open in ["/healthz", "/style.css", "/nothing"] {
+            assert_eq!(far(open, "", &[]).0, Ok(()), "{open}");
+        }
+        assert_eq!(far("/", "", &[(header::AUTHORIZATION, &format!("Bearer {SECRET}"))]).0, Ok(()));
+        assert_eq!(far("/", "", &[(header::AUTHORIZATION, SECRET)]).0, Err(Foreign::Token));
+        // A browser shows the cookie that it was given, among others.
+        let cookie = far("/", &format!("token={SECRET}"), &[]).1.unwrap();
+        let cookie = cookie.to_str().unwrap().split(';').next().unwrap().to_string();
+        assert_eq!(far("/", "", &[(header::COOKIE, &format!("x=y; {cookie}"))]).0, Ok(()));
+        assert_eq!(far("/", "", &[(header::COOKIE, &cookie.replace('0', "1"))]).0, Err(Foreign::Token));
+        // Without a token nobody from elsewhere is let in, and whoever is here needs none.
+        let alone = super::tests::guard(Access::Network(None));
+        let caller = Caller { guest: Some([10, 0, 0, 9].into()), ..caller(Method::GET, "10.0.0.1", &[]) };
+        assert_eq!(alone.check(&caller), Err(Foreign::Token));
+        assert_eq!(alone.check(&Caller { guest: None, ..caller }), Ok(()));
     }
 }

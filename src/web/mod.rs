@@ -6,17 +6,19 @@
 mod api;
 mod assets;
 mod guard;
+mod guests;
 mod history;
 mod objects;
 mod socket;
 mod standings;
 #[cfg(test)]
 mod tests;
+mod token;
 
 use std::convert::Infallible;
 use std::future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -25,7 +27,10 @@ use std::time::Duration;
 
 use bytes::Buf;
 use futures_util::Stream;
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -33,19 +38,22 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Mutex, Semaphore, mpsc, watch};
 use tokio::time::timeout;
-use warp::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use warp::http::{HeaderMap, HeaderValue, StatusCode, header};
 use warp::reject::Rejection;
 use warp::reply::{Reply, Response};
 use warp::{Filter, path};
 
 use self::api::Failure;
-use self::guard::{Foreign, Guard};
+use self::guard::{Caller, Foreign, Guard};
+use self::guests::{Guests, Kind};
 use self::socket::Times;
 use self::standings::Standings;
 use crate::handle::Handle;
 use crate::metrics::count;
 
 pub use self::guard::Access;
+pub use self::guests::{GUEST_CONNECTIONS_MAX, GUEST_SOCKETS_MAX};
+pub use self::token::{TokenError, WebToken};
 
 /// The most WebSockets open at one [`Web`]; beyond it they are answered with 429.
 pub const SOCKETS_MAX: usize = 1_024;
@@ -73,21 +81,22 @@ pub struct Web {
 }
 
 impl Web {
-    /// Serves browsers at `address`, port 0 being any free one, on the runtime this is called from.
+    /// Serves browsers at `address`, port 0 being any free one, on the runtime this is called from: those of this machine,
+    /// and from elsewhere those that have `token`.
     ///
     /// # Errors
     /// What the system says, [`io::ErrorKind::AddrInUse`] if somebody else is there.
-    pub async fn serve_tcp(handle: Handle, address: SocketAddr) -> io::Result<Web> {
-        Web::serve(handle, bind(address).await?)
+    pub async fn serve_tcp(handle: Handle, address: SocketAddr, token: Option<WebToken>) -> io::Result<Web> {
+        Web::serve(handle, bind(address).await?, token)
     }
 
     /// Serves browsers at a listener that [`bind`] made.
     ///
     /// # Errors
     /// What the system says when asked for the listener's address.
-    pub fn serve(handle: Handle, listener: TcpListener) -> io::Result<Web> {
+    pub fn serve(handle: Handle, listener: TcpListener, token: Option<WebToken>) -> io::Result<Web> {
         let address = listener.local_addr()?;
-        Ok(Web::start(Listener::Tcp(listener), Some(address), Site::new(handle, Access::Network)))
+        Ok(Web::start(Listener::Tcp(listener), Some(address), Site::new(handle, Access::Network(token))))
     }
 
     /// Serves programs of this user at the Unix socket `path`, made with mode 0600 over whatever a killed process left
@@ -143,7 +152,8 @@ pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::bind(address).await
 }
 
-/// The whole filter tree, for a program that serves it itself. Its WebSockets end when the node stops.
+/// The whole filter tree, for a program that serves it itself, and that sees to it who reaches it: everybody counts as one
+/// of this machine. Its WebSockets end when the node stops.
 pub fn routes(
     handle: Handle,
     access: Access,
@@ -158,6 +168,7 @@ struct Site {
     guard: Guard,
     /// Free places for WebSockets.
     places: Arc<Semaphore>,
+    guests: Guests,
     times: Times,
     standings: Standings,
     /// Held by whoever looks for words: one at a time, for that may mean all of a large log.
@@ -172,8 +183,9 @@ impl Site {
         let places = Arc::new(Semaphore::new(SOCKETS_MAX));
         let (_, closing) = watch::channel(false);
         let (standings, times) = (Standings::new(handle.clone()), Times::default());
-        let guard = Guard::new(access);
-        Site { handle, guard, places, times, standings, searching: Arc::default(), closing, _alive: None }
+        let guard = Guard::new(access, handle.info().run.node);
+        let (guests, searching) = (Guests::default(), Arc::default());
+        Site { handle, guard, places, guests, times, standings, searching, closing, _alive: None }
     }
 
     /// Waits until all is to be closed.
@@ -192,18 +204,14 @@ impl Site {
 fn tree(site: Arc<Site>) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync + 'static {
     let guarded = {
         let site = site.clone();
-        let check = move |method: Method, headers: HeaderMap| future::ready(let_in(&site, &method, &headers));
-        warp::method().and(warp::header::headers_cloned()).and_then(check).untuple_one()
+        let check = move |caller: Caller| future::ready(let_in(&site, &caller));
+        warp::any().and(caller()).and_then(check).untuple_one()
     };
     let site = warp::any().map(move || site.clone());
     let reads = warp::get().or(warp::head()).unify();
     let reads = warp::any().and(reads).and(site.clone());
 
-    let root = path::end()
-        .and(reads.clone())
-        .and(warp::header::headers_cloned())
-        .and(warp::ext::optional::<OnUpgrade>())
-        .then(root);
+    let root = path::end().and(reads.clone()).and(caller()).and(warp::ext::optional::<OnUpgrade>()).then(root);
     let healthz = warp::path!("healthz").and(reads.clone()).map(|_| "ok\n".into_response());
     let readyz = warp::path!("readyz").and(reads.clone()).map(|site: Arc<Site>| api::readyz(&site.handle));
     let metrics = warp::path!("metrics")
@@ -259,29 +267,75 @@ fn tree(site: Arc<Site>) -> impl Filter<Extract = (Response,), Error = Infallibl
         },
     );
     let all = guarded.and(health.or(api).unify().or(files).unify());
-    all.recover(|rejection: Rejection| future::ready(Ok::<_, Infallible>(Failure::of(&rejection).into_response())))
-        .unify()
-        .map(|mut response: Response| {
+    all.recover(|rejection: Rejection| future::ready(Ok::<_, Infallible>(refusal(&rejection)))).unify().map(
+        |mut response: Response| {
             response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
             response
+        },
+    )
+}
+
+/// What the guard looks at.
+fn caller() -> impl Filter<Extract = (Caller,), Error = Infallible> + Clone + Send + Sync + 'static {
+    let query = warp::query::raw().or(warp::any().map(String::new)).unify();
+    warp::any()
+        .and(warp::ext::optional::<Guest>())
+        .and(warp::method())
+        .and(path::full())
+        .and(query)
+        .and(warp::header::headers_cloned())
+        .map(|guest: Option<Guest>, method, path: path::FullPath, query, headers| Caller {
+            guest: guest.and_then(|guest| guest.0),
+            method,
+            path: path.as_str().into(),
+            query,
+            headers,
         })
 }
 
-fn let_in(site: &Site, method: &Method, headers: &HeaderMap) -> Result<(), Rejection> {
-    site.guard.check(method, headers).map_err(|foreign| {
+fn let_in(site: &Site, caller: &Caller) -> Result<(), Rejection> {
+    let in_time = site.guests.may(caller.guest).then_some(()).ok_or(Foreign::Rate);
+    in_time.and_then(|()| site.guard.check(caller)).map_err(|foreign| {
         site.refused(match foreign {
             Foreign::Host => "host",
             Foreign::Origin => "origin",
+            Foreign::Token => "token",
+            Foreign::Rate => "rate",
         });
+        if foreign == Foreign::Token && caller.wants_page() {
+            return warp::reject::custom(AtTheDoor);
+        }
         warp::reject::custom(foreign)
     })
 }
 
-async fn root(site: Arc<Site>, headers: HeaderMap, upgrade: Option<OnUpgrade>) -> Response {
-    if headers.contains_key(header::UPGRADE) {
-        return answer(socket::upgrade(site, &headers, upgrade).await);
+/// A browser without the token; it is shown where to put that.
+#[derive(Debug)]
+struct AtTheDoor;
+
+impl warp::reject::Reject for AtTheDoor {}
+
+fn refusal(rejection: &Rejection) -> Response {
+    let door = rejection.find::<AtTheDoor>().and_then(|_| assets::file("token.html", &HeaderMap::new()));
+    let mut response = door.unwrap_or_else(|| Failure::of(rejection).into_response());
+    if rejection.find::<AtTheDoor>().is_some() {
+        *response.status_mut() = StatusCode::UNAUTHORIZED;
     }
-    assets::file("", &headers).unwrap_or_else(|| Failure::not_found().into_response())
+    response
+}
+
+async fn root(site: Arc<Site>, caller: Caller, upgrade: Option<OnUpgrade>) -> Response {
+    if caller.headers.contains_key(header::UPGRADE) {
+        return answer(socket::upgrade(site, &caller, upgrade).await);
+    }
+    if let Some(cookie) = site.guard.cookie(&caller) {
+        // The token does not stay in the address, where others see it.
+        let mut response = StatusCode::SEE_OTHER.into_response();
+        response.headers_mut().insert(header::LOCATION, HeaderValue::from_static("/"));
+        response.headers_mut().insert(header::SET_COOKIE, cookie);
+        return response;
+    }
+    assets::file("", &caller.headers).unwrap_or_else(|| Failure::not_found().into_response())
 }
 
 async fn publish(site: Arc<Site>, body: impl Stream<Item = Result<impl Buf, warp::Error>>) -> Response {
@@ -313,15 +367,15 @@ async fn accept(listener: Listener, site: Arc<Site>) {
     let next = async || {
         // The semaphore is never closed.
         let place = places.clone().acquire_owned().await.ok();
-        let serving = |io| (io, place);
-        match &listener {
-            Listener::Tcp(listener) => listener.accept().await.map(|(io, _)| {
+        let (io, address) = match &listener {
+            Listener::Tcp(listener) => listener.accept().await.map(|(io, from)| {
                 // Small answers go out at once; a connection that refuses the option is only slower.
                 let _ = io.set_nodelay(true);
-                serving(Io::Tcp(io))
-            }),
-            Listener::Unix(listener, _) => listener.accept().await.map(|(io, _)| serving(Io::Unix(io))),
-        }
+                (Io::Tcp(io), guests::guest(from.ip()))
+            })?,
+            Listener::Unix(listener, _) => listener.accept().await.map(|(io, _)| (Io::Unix(io), None))?,
+        };
+        Ok::<_, io::Error>((io, address, place))
     };
     loop {
         let accepted = tokio::select! {
@@ -329,14 +383,18 @@ async fn accept(listener: Listener, site: Arc<Site>) {
             () = &mut closing => break,
         };
         match accepted {
-            Ok((io, place)) => {
+            Ok((io, address, place)) => {
+                let Some(visit) = site.guests.enter(address, Kind::Connection) else {
+                    site.refused("connections");
+                    continue;
+                };
                 let (tree, site) = (tree.clone(), site.clone());
                 tokio::spawn(async move {
                     match io {
-                        Io::Tcp(io) => connection(io, tree, &site).await,
-                        Io::Unix(io) => connection(io, tree, &site).await,
+                        Io::Tcp(io) => connection(io, Guest(address), tree, &site).await,
+                        Io::Unix(io) => connection(io, Guest(address), tree, &site).await,
                     }
-                    drop(place);
+                    drop((visit, place));
                 });
             }
             Err(error) => {
@@ -356,15 +414,24 @@ enum Io {
     Unix(tokio::net::UnixStream),
 }
 
-async fn connection<I, F>(io: I, tree: F, site: &Site)
+/// Where a request comes from, if it is to be limited.
+#[derive(Clone, Copy, Debug)]
+struct Guest(Option<IpAddr>);
+
+async fn connection<I, F>(io: I, guest: Guest, tree: F, site: &Site)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync + 'static,
 {
+    let tree = TowerToHyperService::new(warp::service(tree));
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(guest);
+        tree.call(request)
+    });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_WAIT)
-        .serve_connection(TokioIo::new(io), TowerToHyperService::new(warp::service(tree)))
+        .serve_connection(TokioIo::new(io), service)
         .with_upgrades();
     let mut serving = pin!(serving);
     let ended = tokio::select! {

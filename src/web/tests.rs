@@ -172,7 +172,7 @@ async fn serve(change: impl FnOnce(&mut Site)) -> (Fake, Web) {
     let fake = fake("test");
     let listener = bind((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
     let address = listener.local_addr().ok();
-    let mut site = Site::new(fake.handle.clone(), Access::Network);
+    let mut site = Site::new(fake.handle.clone(), Access::Network(None));
     change(&mut site);
     let web = Web::start(Listener::Tcp(listener), address, site);
     (fake, web)
@@ -417,6 +417,6 @@ async fn a_unix_socket_is_private_serves_anybody_s_name_and_is_removed() {
 #[tokio::test]
 async fn a_taken_port_is_said_to_be_taken() {
     let (fake, web) = serve(|_| {}).await;
-    let again = Web::serve_tcp(fake.handle.clone(), web.address().unwrap()).await;
+    let again = Web::serve_tcp(fake.handle.clone(), web.address().unwrap(), None).await;
     assert_eq!(again.map(drop).map_err(|error| error.kind()), Err(io::ErrorKind::AddrInUse));
 }

@@ -19,7 +19,7 @@ impl Site {
     async fn kept(mesh: &str, folder: &Path, seeds: Vec<Seed>) -> Site {
         let builder = hubless::Node::builder().mesh(mesh).name("ada").listen(Listen::At(ANY_PORT)).mdns(false);
         let handle = builder.seeds(seeds).data_dir(Some(folder.into())).history(true).start().await.expect("a node");
-        let web = Web::serve_tcp(handle.clone(), ANY_PORT).await.expect("a free port");
+        let web = Web::serve_tcp(handle.clone(), ANY_PORT, None).await.expect("a free port");
         Site { handle, web }
     }
 

@@ -32,6 +32,8 @@ use self::hear::{Greeted, greet, hear_plain, settle, settle_plain};
 use self::source::Source;
 use self::tell::Out;
 use super::api::Failure;
+use super::guard::Caller;
+use super::guests::{Kind, Visit};
 use super::{BODY_BYTES_MAX, Site};
 use crate::handle::{Gap, GapReason, Subscription};
 use crate::id::Room;
@@ -109,21 +111,25 @@ enum End {
 
 type Socket = WebSocketStream<TokioIo<Upgraded>>;
 type Sink = SplitSink<Socket, WsMessage>;
-type Frames = SplitStream<Socket>;
+
+/// What comes in, no quicker than its address may send.
+struct Frames {
+    stream: SplitStream<Socket>,
+    visit: Visit,
+}
 
 /// Answers the handshake (RFC 6455 section 4.2) and starts the task that serves the socket.
-pub(super) async fn upgrade(
-    site: Arc<Site>,
-    headers: &HeaderMap,
-    upgrade: Option<OnUpgrade>,
-) -> Result<Response, Failure> {
+pub(super) async fn upgrade(site: Arc<Site>, caller: &Caller, upgrade: Option<OnUpgrade>) -> Result<Response, Failure> {
+    let headers = &caller.headers;
     let key = handshake_key(headers)?;
     let protocol = choose(headers).inspect_err(|_| site.refused("subprotocol"))?;
     let upgrade = upgrade.ok_or_else(|| Failure::malformed("this connection cannot be upgraded"))?;
-    let place = site.places.clone().try_acquire_owned().map_err(|_| {
+    let too_many = || {
         site.refused("too_many");
         Failure::new(StatusCode::TOO_MANY_REQUESTS, "too_many", "too many WebSockets are open here")
-    })?;
+    };
+    let place = site.places.clone().try_acquire_owned().map_err(|_| too_many())?;
+    let visit = site.guests.enter(caller.guest, Kind::Socket).ok_or_else(too_many)?;
     let open = Open::new(site.handle.metrics(), place);
     // A plain client hears all that is said once its handshake is over; the other kind has yet to say where to begin.
     let lobby = match protocol {
@@ -132,7 +138,7 @@ pub(super) async fn upgrade(
     };
     tokio::spawn(async move {
         match upgrade.await {
-            Ok(upgraded) => serve(&site, upgraded, lobby).await,
+            Ok(upgraded) => serve(&site, upgraded, visit, lobby).await,
             Err(error) => tracing::debug!(%error, "a WebSocket was not opened"),
         }
         drop(open);
@@ -202,7 +208,7 @@ impl Drop for Open {
 }
 
 /// Serves a socket to its end: in plain text with this subscription, or in JSON without.
-async fn serve(site: &Site, upgraded: Upgraded, lobby: Option<Subscription>) {
+async fn serve(site: &Site, upgraded: Upgraded, visit: Visit, lobby: Option<Subscription>) {
     let protocol = if lobby.is_some() { Protocol::Plain } else { Protocol::Json };
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER_BYTES)
@@ -210,7 +216,8 @@ async fn serve(site: &Site, upgraded: Upgraded, lobby: Option<Subscription>) {
         .max_message_size(Some(BODY_BYTES_MAX))
         .max_frame_size(Some(BODY_BYTES_MAX));
     let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await;
-    let (mut sink, mut source) = socket.split();
+    let (mut sink, stream) = socket.split();
+    let mut source = Frames { stream, visit };
     let end = tokio::select! {
         end = talk(site, &mut sink, &mut source, lobby) => end,
         () = site.closing() => End::Away,
@@ -289,7 +296,7 @@ async fn farewell(mut sink: Sink, source: Frames, end: End, protocol: Protocol) 
         // One frame may still be in the sink's hands. Of a client that took nothing it is a part of the gap.
         let _ = sink.flush().await;
     }
-    let mut socket = sink.reunite(source).ok()?;
+    let mut socket = sink.reunite(source.stream).ok()?;
     if (end, protocol) == (End::Stuck, Protocol::Json) {
         // How many will be missing nobody knows yet.
         let gap = Outgoing::gap(Gap { missing: 0, reason: GapReason::Slow });
@@ -310,8 +317,9 @@ async fn hang_up(mut socket: Socket) {
 
 /// The next frame with data; control frames are answered by the library and count as life.
 async fn next_frame(source: &mut Frames, times: &Times) -> Result<WsMessage, End> {
+    source.visit.pace().await;
     loop {
-        let next = timeout(times.dead, source.next()).await;
+        let next = timeout(times.dead, source.stream.next()).await;
         match next {
             Err(_) | Ok(None) => return Err(End::Gone),
             Ok(Some(Ok(WsMessage::Close(_)))) => return Err(End::Gone),
