@@ -13,9 +13,9 @@ SHELL := bash
 .NOTPARALLEL:
 
 # Optimised, with assertions, and linked quickly: see `[profile.fast]` in Cargo.toml.
-TEST := cargo test --locked --profile fast --features sim,mutants
+TEST := cargo test --locked --profile fast --features sim,mutants,fuzz
 CLIPPY := cargo clippy --locked --all-targets
-SUBSETS := history mdns web cli sim mutants
+SUBSETS := history mdns web cli sim mutants fuzz
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,7 @@ lint: ## Format, clippy for every subset of features, licences and sources of th
 		$(CLIPPY) --no-default-features --features $$subset -- -D warnings; \
 	done
 	cd tests/bench && cargo fmt --check && $(CLIPPY) -- -D warnings
+	cd tests/fuzz && cargo fmt --check && cargo metadata --locked --format-version 1 >/dev/null
 	cargo deny --locked check licenses bans sources
 	@if cargo deny fetch db >/dev/null 2>&1; then \
 		echo "cargo deny --locked check advisories"; cargo deny --locked check advisories; \
@@ -54,12 +55,16 @@ lint: ## Format, clippy for every subset of features, licences and sources of th
 fmt: ## Format the code
 	cargo fmt
 	@cd tests/bench && cargo fmt
+	@cd tests/fuzz && cargo fmt
 
 doc: ## Build the documentation; a broken link is an error
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 
 sim: ## Run the simulator of the core (SEEDS=N seeds)
 	$(TEST) --test simulation -- --nocapture
+
+fuzz: ## Search for bytes that do harm, a minute for each target (SECONDS_EACH=N, FUZZ=NAME)
+	@tests/fuzz.sh
 
 soak: setup ## The large counts, for hours; goes on where it stopped (SOAK=NAME for one part)
 	@tests/soak.sh
@@ -71,4 +76,4 @@ bench: ## Throughput, loss and round trip side by side with libzmq; the log besi
 clean: ## Remove what was built, the tests' own set-up included
 	@rm -rf target tests/bench/target tests/web/node_modules
 
-.PHONY: help setup run test lint fmt doc sim soak bench clean
+.PHONY: help setup run test lint fmt doc sim fuzz soak bench clean

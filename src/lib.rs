@@ -63,6 +63,8 @@ pub mod bridge;
 pub mod config;
 mod data_dir;
 pub mod error;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 pub mod handle;
 #[cfg_attr(not(feature = "history"), path = "history/absent.rs")]
 mod history;

@@ -47,7 +47,7 @@ run() {
         log
     else
         HUBLESS_SOAK=1 HUBLESS_SOAK_FILE=$results HUBLESS_COMMIT=$commit \
-            cargo test --locked --profile fast --features sim,mutants --test "${1%%:*}" -- --nocapture ${tests[$1]:-}
+            cargo test --locked --profile fast --features sim,mutants,fuzz --test "${1%%:*}" -- --nocapture ${tests[$1]:-}
     fi
 }
 

@@ -94,6 +94,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
         ],
     ),
     ("web", &["id", "metrics", "error", "config", "handle", "::"]),
+    ("fuzz", &["id", "replica", "wire", "handle", "net::gate", "net::discovery", "web"]),
     ("cli", &[]),
     ("main", &["cli"]),
 ];

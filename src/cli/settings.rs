@@ -245,6 +245,9 @@ fn from_environment(error: &clap::Error) -> Option<(String, &str)> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
+    use super::super::Exit;
     use super::*;
 
     fn parse(settings: &[(&str, &[&str])], arguments: &[&str]) -> Cli {
@@ -300,5 +303,40 @@ mod tests {
         assert!(failure(&error).hint.unwrap().contains("'-- --hi'"));
         let error = parser().try_get_matches_from(["hubless", "pub"]).unwrap_err();
         assert!(!failure(&error).message.contains('\n'));
+    }
+
+    /// A file that is sound, changed here and there.
+    fn changed() -> impl Strategy<Value = String> {
+        const SOUND: &str = "mesh = \"lab\"\nname = \"ada\"\nhttp = \"127.0.0.1:8080\"\nconnect = [\"a:1\", \"b\"]\n\
+            no-mdns = true\nretain-days = 7\nfsync = \"group\"\nretain-bytes = \"1G\"\n";
+        let edit = (0..SOUND.len(), 0usize..12, "[ -~\n\u{0}ä€😀\\\\\"'\\[\\]=]{0,6}");
+        proptest::collection::vec(edit, 0..4).prop_map(|edits| {
+            let mut text = SOUND.to_string();
+            for (at, len, put) in edits {
+                let from = text.floor_char_boundary(at.min(text.len()));
+                let to = text.floor_char_boundary((from + len).min(text.len())).max(from);
+                text.replace_range(from..to, &put);
+            }
+            text
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1_500))]
+        #[test]
+        fn any_file_is_taken_or_refused_by_its_name(text in prop_oneof![changed(), ".{0,200}"]) {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("some.toml");
+            std::fs::write(&path, &text).unwrap();
+            let arguments = ["hubless", "run", "--config", path.to_str().unwrap()].map(OsString::from);
+            match load(arguments) {
+                Ok(_) => {}
+                Err(Stop::Shown) => prop_assert!(false, "a file asks for no help"),
+                Err(Stop::Failure(failure)) => {
+                    prop_assert_eq!(failure.exit, Exit::Usage);
+                    prop_assert!(failure.message.contains("some.toml"), "{}", failure.message);
+                }
+            }
+        }
     }
 }

@@ -350,6 +350,12 @@ async fn import(site: Arc<Site>, body: impl Stream<Item = Result<impl Buf, warp:
     answer(history::import(&site.handle, body).await)
 }
 
+/// Reads one frame of a WebSocket; see [`crate::fuzz`].
+#[cfg(feature = "fuzz")]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    socket::fuzz(bytes);
+}
+
 fn answer(done: Result<Response, Failure>) -> Response {
     done.unwrap_or_else(Failure::into_response)
 }

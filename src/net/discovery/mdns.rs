@@ -174,6 +174,36 @@ fn candidate(service: &ResolvedService, survey: &Survey, own: &Options) -> Optio
     (!found.addresses.is_empty()).then_some(found)
 }
 
+/// Reads records made of lines of `key=value`; see [`crate::fuzz`].
+#[cfg(feature = "fuzz")]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    use crate::id::{Epoch, NodeId};
+    use crate::mesh_key::{KeyRing, MeshKey};
+
+    let text = String::from_utf8_lossy(bytes);
+    let pairs: Vec<(&str, &str)> = text.lines().filter_map(|line| line.split_once('=')).collect();
+    let Ok(info) = ServiceInfo::new(SERVICE, "x", "x.local.", "127.0.0.1", 4711, &pairs[..]) else { return };
+    let mut own = Options {
+        run: Run { node: NodeId([9; 32]), epoch: Epoch(9) },
+        mesh: "lab".into(),
+        mesh_keys: None,
+        version: 1,
+        listen: ([127, 0, 0, 1], 4711).into(),
+        interfaces: Vec::new(),
+        seeds: Vec::new(),
+        mdns: true,
+    };
+    let survey = super::interfaces::Policy::new(&[], own.listen).ok().and_then(|policy| policy.survey().ok());
+    let (Some(survey), service) = (survey, info.as_resolved_service()) else { return };
+    if let Some(found) = candidate(&service, &survey, &own) {
+        assert!(found.addresses.len() <= ADDRESSES_MAX);
+        assert!(found.mesh.is_none_or(|mesh| mesh.chars().count() <= Room::LEN_MAX));
+    }
+    // Nobody guesses a key.
+    own.mesh_keys = MeshKey::random().ok().map(KeyRing::of);
+    assert!(candidate(&service, &survey, &own).is_none_or(|found| found.strange_key));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

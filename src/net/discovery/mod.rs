@@ -8,7 +8,7 @@ pub(crate) mod apart;
 pub(crate) mod interfaces;
 pub(crate) mod ladder;
 #[cfg(feature = "mdns")]
-mod mdns;
+pub(crate) mod mdns;
 pub(crate) mod memory;
 mod seeds;
 

@@ -99,3 +99,18 @@ impl Outgoing<'_> {
         Outgoing::Error { code: failure.code, message: &failure.message, client_id }.text()
     }
 }
+
+/// Reads one frame; see [`crate::fuzz`].
+#[cfg(feature = "fuzz")]
+pub(in crate::web) fn fuzz(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let Ok(incoming) = Incoming::read(&WsMessage::text(text)) else { return };
+    let Incoming { name, client_id, room, text, content_type, data, cursor, after, .. } = incoming;
+    for cursor in [cursor, after].into_iter().flatten() {
+        if let Ok(read) = cursor.parse::<crate::handle::Cursor>() {
+            let again: crate::handle::Cursor = read.to_string().parse().unwrap_or_default();
+            assert_eq!(again.to_string(), read.to_string());
+        }
+    }
+    let _ = api::Said { room, text, mime: content_type, data, name, client_id }.draft();
+}

@@ -28,6 +28,8 @@ use warp::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use warp::reply::{Reply, Response};
 
 use self::frames::Outgoing;
+#[cfg(feature = "fuzz")]
+pub(super) use self::frames::fuzz;
 use self::hear::{Greeted, greet, hear_plain, settle, settle_plain};
 use self::source::Source;
 use self::tell::Out;
