@@ -17,9 +17,10 @@ use hubless::handle::{Begin, Handle, Query};
 use hubless::id::{Epoch, NodeId, Run, Seq};
 use hubless::replica::Replica;
 use hubless::replica::batch::Batch;
-use hubless::replica::clock::{Mono, Now};
+use hubless::replica::clock::{Hlc, Mono, Now};
 use hubless::replica::event::Output;
-use hubless::replica::message::{Heartbeat, Message, Repair};
+use hubless::replica::message::{Digest, Heartbeat, Holding, Message, Repair};
+use hubless::replica::ranges::RangeSet;
 use hubless::{
     Cursor, Delivery, Draft, Event, Filter, Gap, GapReason, Node, PAYLOAD_BYTES_MAX, PeerState, PublishError, Room,
     Stopped, Subscription,
@@ -446,10 +447,113 @@ fn what_its_author_never_signed_is_refused_and_its_bearer_cut() {
     });
 }
 
+#[test]
+fn a_member_of_very_many_lives_and_of_times_that_cannot_be_is_bounded() {
+    /// The most lives of one node that are taken in a day.
+    const LIVES_MAX: u64 = 1_024;
+    let lives = soak::count(5_000, 1_000_000) as u64;
+    let mut claim = Claim::new("cluster: lives of one node, and a clock in 2099", lives as usize);
+    alone(async {
+        let listener = TcpListener::bind(LOCALHOST).unwrap();
+        let address = listener.local_addr().unwrap();
+        let a = start("a", vec![seed(address)]).await;
+        let b = node("b", &[&a]).await;
+        both_up(&a, &b).await;
+        let mut at_a = a.subscribe_prefix("").await.unwrap();
+        let mut at_b = b.subscribe_prefix("").await.unwrap();
+        let me = raw::run(9);
+        let mut peer =
+            Raw::answer(listener.accept().unwrap().0, &Face { run: me, mesh: MESH, port: address.port() }).unwrap();
+        let beat = hubless::wire::encode(&Message::Heartbeat(Heartbeat { wall_ms: now_ms(), ..Heartbeat::default() }));
+        eventually(PATIENCE, "it is heard", || {
+            peer.say(b"mesh", &beat).unwrap();
+            a.peers().iter().any(|shown| shown.run == me)
+        });
+
+        // 2099, and the last moment that can be written.
+        let refused = || counted(&a, "refused_total");
+        for (seq, wall_ms) in [(1, 4_070_908_800_000), (2, u64::MAX)] {
+            let before = refused();
+            peer.say(b"chat", &signed(9, me.epoch, wall_ms, seq)).unwrap();
+            eventually(PATIENCE, "an entry of another age is refused", || refused() > before);
+        }
+
+        let before = resident_bytes();
+        let to_a = hubless::wire::topic_to(a.info().run);
+        let tell =
+            |peer: &mut Raw, message: Message| peer.say(to_a.as_bytes(), &hubless::wire::encode(&message)).unwrap();
+        for first in (0..lives).step_by(200) {
+            let run = |epoch| Run { node: me.node, epoch: Epoch(epoch) };
+            let holding = |epoch| Holding {
+                run: run(1_000 + epoch),
+                floor: Seq(0),
+                held: RangeSet::of(Seq(1), Seq(1)),
+                volatile: RangeSet::new(),
+                newest: Hlc::at(now_ms()),
+                over: epoch % 2 == 0,
+            };
+            let epochs = first..lives.min(first + 200);
+            let holdings = epochs.clone().map(holding).collect();
+            tell(&mut peer, Message::Digest(Digest { holdings, all: true, same: 0, answers: 0 }));
+            for epoch in epochs {
+                let origin = run(1_000 + epoch);
+                let batch = Batch::parse(signed(9, origin.epoch, now_ms(), 1)).unwrap();
+                let (first, through) = (Seq(1), Seq(1));
+                tell(
+                    &mut peer,
+                    Message::Repair(Repair { origin, first, from: first, through, batches: vec![(batch, 0)] }),
+                );
+            }
+            if first % 50_000 == 0 {
+                let text = format!("meanwhile {first}");
+                b.publish("lobby", text.as_str()).await.unwrap();
+                eventually_heard(&mut at_b, &text).await;
+                eventually_heard(&mut at_a, &text).await;
+            }
+        }
+        eventually(PATIENCE, "all but so many lives are refused", || refused() + LIVES_MAX >= lives);
+        let grown = resident_bytes().saturating_sub(before);
+        claim.measured("refused", refused());
+        claim.measured("grew_mib", grown >> 20);
+        assert!(grown <= 64 << 20, "the nodes grew by {} MiB", grown >> 20);
+        a.publish("lobby", "the last word").await.unwrap();
+        eventually_heard(&mut at_b, "the last word").await;
+        assert!(a.peers().iter().any(|peer| peer.run == b.info().run && peer.state == PeerState::Up));
+    });
+}
+
+/// Takes what comes until this text does.
+async fn eventually_heard(reader: &mut Subscription, text: &str) {
+    let heard = async {
+        while let Some(delivery) = reader.next().await {
+            if matches!(&delivery, Delivery::Message(message) if message.payload.text() == Some(text)) {
+                return;
+            }
+        }
+        panic!("the reader has ended");
+    };
+    timeout(PATIENCE, heard).await.unwrap_or_else(|_| panic!("{text} is not heard"));
+}
+
+/// What this process has in memory.
+fn resident_bytes() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    pages.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+}
+
 /// The batch of one message that [`raw::run`] signs.
 fn said(number: u64, first: u64) -> bytes::Bytes {
-    let now = Now { mono: Mono(0), wall_ms: SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64 };
-    let mut author = Replica::new(now, raw::key(number), raw::run(number).epoch, "raw".into(), 1, 1 << 20, None);
+    signed(number, raw::run(number).epoch, now_ms(), first)
+}
+
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64
+}
+
+/// The same in another life of that node, at another time.
+fn signed(number: u64, epoch: Epoch, wall_ms: u64, first: u64) -> bytes::Bytes {
+    let now = Now { mono: Mono(0), wall_ms };
+    let mut author = Replica::new(now, raw::key(number), epoch, "raw".into(), 1, 1 << 20, None);
     for seq in 1..=first {
         author.publish(now, vec![Draft::new(Room::lobby(), format!("said {seq}"))]);
     }
@@ -519,6 +623,13 @@ fn text_of(delivery: Option<Delivery>) -> String {
 async fn texts(node: &Handle, query: Query) -> Vec<String> {
     let page = node.messages(query).await.unwrap();
     page.messages.iter().map(|message| message.payload.text().unwrap().to_owned()).collect()
+}
+
+/// What a counter shows, as Prometheus would see it.
+fn counted(node: &Handle, name: &str) -> u64 {
+    let text = node.metrics().encode();
+    let value = text.lines().find_map(|line| line.strip_prefix("hubless_")?.strip_prefix(name)?.strip_prefix(' '));
+    value.map_or(0, |count| count.parse().unwrap())
 }
 
 /// How many malformed messages were counted for this reason, as Prometheus would see it.

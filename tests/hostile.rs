@@ -160,6 +160,76 @@ fn those_who_subscribe_and_do_not_read_hold_nobody_back() {
     });
 }
 
+#[test]
+fn a_stopped_subscriber_holds_nobody_back_and_is_complete_when_it_goes_on() {
+    const BODY: usize = 64 * 1024;
+    const VOICES: u32 = 8;
+    const FILL: u64 = 2_000;
+    let _alone = one_at_a_time();
+    let soak = soak::wanted();
+    // 20 MB/s for the large claim.
+    let (stopped, mb_per_s) = if soak { (30, 20) } else { (6, 10) };
+    let (stopped, pace) =
+        (Duration::from_secs(stopped), VOICES * Duration::from_secs(1) / (mb_per_s * 1_000_000 / BODY as u32));
+    let mut claim = Claim::new("hostile: a stopped subscriber", 1);
+    let mesh = Mesh::of(&["a", "b", "stopped"]);
+    let node = |number: usize| &mesh.0[number];
+    let ear = node(1).listen_in_briefly(16);
+    let (end, said) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (grown, back) = std::thread::scope(|scope| {
+        for _ in 0..VOICES {
+            scope.spawn(|| {
+                let (mut poster, rest) = (Poster::new(node(0)), "x".repeat(BODY - 16));
+                let mut next = Instant::now();
+                while !end.load(Relaxed) {
+                    let number = said.fetch_add(1, Relaxed);
+                    // The first ones as fast as it goes.
+                    if number >= FILL {
+                        elapse(next.saturating_duration_since(Instant::now()));
+                        next += pace;
+                    } else {
+                        next = Instant::now();
+                    }
+                    let (status, answer) = poster.post(&json!({ "text": format!("n{number:<15}{rest}") })).unwrap();
+                    assert_eq!(status, 201, "{answer}");
+                }
+            });
+        }
+        let _ends = EndOf(&end);
+        // Windows and caches are full before it is measured.
+        eventually(2 * PATIENCE, "the windows are full", || ear.heard().len() as u64 >= FILL);
+        let resident = || [0, 1].map(|number| node(number).resident_bytes());
+        let before = resident();
+        node(2).signal("STOP");
+        let mut grown = 0;
+        let until = Instant::now() + stopped;
+        while Instant::now() < until {
+            elapse(Duration::from_millis(200));
+            grown = resident()
+                .iter()
+                .zip(&before)
+                .map(|(now, then)| now.saturating_sub(*then))
+                .max()
+                .max(Some(grown))
+                .unwrap();
+        }
+        end.store(true, Relaxed);
+        node(2).signal("CONT");
+        (grown, Instant::now())
+    });
+    let count = said.load(Relaxed);
+    eventually(PATIENCE, "the other has heard all", || ear.heard().len() as u64 >= count);
+    let texts: std::collections::BTreeSet<String> = ear.heard().iter().map(|heard| heard.text.trim().into()).collect();
+    assert_eq!((texts.len() as u64, ear.heard().len() as u64), (count, count), "each once");
+    eventually(4 * PATIENCE, "the one that was stopped is complete", || node(2).messages() == count);
+    assert_eq!([0, 1, 2].map(|number| node(number).messages()), [count; 3]);
+    claim.measured("messages", count);
+    claim.measured("mb_per_s", BODY as u64 * (count - FILL) / stopped.as_millis() as u64 / 1_000);
+    claim.measured("grew_mib", grown >> 20);
+    claim.measured("complete_ms", back.elapsed().as_millis() as u64);
+    assert!(grown <= GROWTH_BYTES_MAX, "a node grew by {} MiB", grown >> 20);
+}
+
 /// One of those who attack.
 struct Attacker<'a> {
     target: SocketAddr,

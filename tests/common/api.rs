@@ -73,7 +73,12 @@ impl Hubless {
 
     /// Listens to all that is said from now on.
     pub fn listen_in(&self) -> Ear {
-        Ear::new(self.connect())
+        Ear::new(self.connect(), usize::MAX)
+    }
+
+    /// The same, of which only the beginnings of the texts are kept.
+    pub fn listen_in_briefly(&self, chars: usize) -> Ear {
+        Ear::new(self.connect(), chars)
     }
 }
 
@@ -98,7 +103,7 @@ pub struct Ear {
 }
 
 impl Ear {
-    fn new(stream: UnixStream) -> Ear {
+    fn new(stream: UnixStream, chars: usize) -> Ear {
         let mut request = "ws://localhost/".into_client_request().unwrap();
         request.headers_mut().insert("Sec-WebSocket-Protocol", "hubless.v1".parse().unwrap());
         let (mut socket, _) = tungstenite::client::client(request, stream.try_clone().unwrap()).expect("a WebSocket");
@@ -111,7 +116,10 @@ impl Ear {
             while let Some(frame) = read(&mut socket) {
                 if frame["type"] == "message" {
                     let word = |key: &str| frame[key].as_str().unwrap_or_default().to_string();
-                    let message = Heard { at: Instant::now(), node: word("node"), text: word("text"), frame };
+                    let text = word("text").chars().take(chars).collect();
+                    let (at, node) = (Instant::now(), word("node"));
+                    let frame = if chars == usize::MAX { frame } else { Value::Null };
+                    let message = Heard { at, node, text, frame };
                     heard.lock().unwrap_or_else(PoisonError::into_inner).push(message);
                 }
             }
