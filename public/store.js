@@ -50,6 +50,9 @@ export function shelf(storage) {
   };
 }
 
+// Names of which it is remembered who signed for them first.
+const SIGNERS_MAX = 500;
+
 const kept = shelf('localStorage');
 
 let lines = 0;
@@ -225,6 +228,8 @@ export class Store {
     this.outbox = new Map();
     // Messages that may be the echo of a pending line; `accepted` will tell.
     this.aside = [];
+    // The node that first signed what somebody of a name said, the names used longest ago first.
+    this.signers = new Map(kept.get('signers', []));
     this.reads = kept.get('read', {});
     this.firstVisit = Object.keys(this.reads).length === 0;
     this.ownIds = kept.get('own', []);
@@ -238,6 +243,17 @@ export class Store {
     let room = this.rooms.get(name);
     if (!room) this.rooms.set(name, room = new Room(name, this.reads[name] ?? (this.firstVisit ? null : 0)));
     return room;
+  }
+
+  /** The node that first signed for this name here; from now on this one, if there was none. */
+  signerOf(name, node) {
+    const first = this.signers.get(name) ?? node;
+    if (!this.signers.has(name)) {
+      this.signers.set(name, node);
+      if (this.signers.size > SIGNERS_MAX) this.signers.delete(this.signers.keys().next().value);
+      kept.set('signers', [...this.signers]);
+    }
+    return first;
   }
 
   /** The lobby, then the others by name. */

@@ -220,6 +220,25 @@ await check('all of it works by keyboard', async () => {
   await page.context().close();
 });
 
+await check('a name under another key is marked, and not the first one nor what nobody signed', async () => {
+  const room = `keys-${run}`, name = `eve-${run}`;
+  const page = await visit(urlA, { room });
+  for (const [url, text] of [[urlA, 'first key'], [urlB, 'other key'], [urlA, 'first again']]) {
+    await post(url, { room, text: `${text} ${run}`, name });
+    await onceOn([page], [`${text} ${run}`]);
+  }
+  const marked = () => page.evaluate(() => [...document.querySelectorAll('#log .msg')]
+    .filter(element => element.querySelector('.badge.key')).map(element => element.querySelector('.text').textContent));
+  assert.deepEqual(await marked(), [`other key ${run}`]);
+  // It is remembered who had the name first.
+  await page.reload();
+  await onceOn([page], [`first again ${run}`]);
+  assert.deepEqual(await marked(), [`other key ${run}`]);
+  await page.locator('.badge.key').scrollIntoViewIfNeeded();
+  await page.screenshot({ path: join(shots, 'key.png') });
+  await page.context().close();
+});
+
 await check('on a phone the drawers open and the message box is in reach', async () => {
   const page = await visit(urlB, { ...PHONE, name: `pia-${run}` });
   const inside = async selector => {
