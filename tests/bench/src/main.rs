@@ -39,12 +39,22 @@ pub struct Row {
     pub trips: bool,
     /// What libzmq has nothing like.
     pub hubless_only: bool,
+    /// The row of hubless that it is compared with, and what that is.
+    pub beside: Option<(usize, &'static str)>,
 }
 
 fn rows(seconds: u64) -> Vec<Row> {
-    let plan =
-        |size, subscribers| Plan { size, subscribers, rooms: 1, in_flight: 0, warm_ms: 500, run_ms: seconds * 1_000 };
-    let row = |title, plan| Row { title, plan, trips: false, hubless_only: false };
+    let plan = |size, subscribers| Plan {
+        size,
+        subscribers,
+        rooms: 1,
+        in_flight: 0,
+        keyed: false,
+        warm_ms: 500,
+        run_ms: seconds * 1_000,
+    };
+    let row = |title, plan| Row { title, plan, trips: false, hubless_only: false, beside: None };
+    let beside = |title, plan, other, what| Row { hubless_only: true, beside: Some((other, what)), ..row(title, plan) };
     vec![
         row("64 B, 1→1", plan(64, 1)),
         row("64 B, 1→4", plan(64, 4)),
@@ -52,7 +62,10 @@ fn rows(seconds: u64) -> Vec<Row> {
         row("1 KiB, 1→4", plan(1024, 4)),
         row("16 KiB, 1→1", plan(16 * 1024, 1)),
         row("16 KiB, 1→4", plan(16 * 1024, 4)),
-        Row { hubless_only: true, ..row(table::ROOMS, Plan { rooms: 16, ..plan(64, 1) }) },
+        // A room is a field, so many must cost what one does.
+        beside("64 B, 1→1, 16 rooms in turns", Plan { rooms: 16, ..plan(64, 1) }, 0, "one room"),
+        beside("64 B, 1→1, keyed", Plan { keyed: true, ..plan(64, 1) }, 0, "open"),
+        beside("16 KiB, 1→1, keyed", Plan { keyed: true, ..plan(16 * 1024, 1) }, 4, "open"),
         Row {
             hubless_only: true,
             ..row("64 B, 1→1, a call each, 512 at once", Plan { in_flight: 512, ..plan(64, 1) })

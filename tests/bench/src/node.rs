@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::{FutureExt, StreamExt, stream};
 use hubless::{Delivery, Draft, Handle, Listen, Node, Payload, Room, Subscription};
+use hubless::{KeyRing, MeshKey};
 
 use crate::child::{order, tell};
 use crate::workload::{self, Message, Pace, Phase, Plan, SILENCE, TRIPS_PER_S, Tally, Trips};
@@ -20,20 +21,43 @@ const CHUNK_BYTES: usize = 64 * 1024;
 /// Chunks under way, so that the next ones are made while the node works.
 const CHUNKS_AT_ONCE: usize = 4;
 
-async fn start(name: &str, mesh: &str, seeds: &[&str]) -> Result<Handle> {
-    let seeds = seeds.iter().map(|seed| seed.parse()).collect::<std::result::Result<Vec<_>, _>>()?;
-    let listen = Listen::At(([127, 0, 0, 1], 0).into());
-    Ok(Node::builder().mesh(mesh).name(name).listen(listen).seeds(seeds).mdns(false).start().await?)
+/// What nodes of one run have in common.
+struct Mesh {
+    name: String,
+    /// The invite code of a closed one.
+    code: Option<String>,
 }
 
-/// A mesh of this run's own.
-pub fn mesh() -> String {
-    format!("bench-{}", std::process::id())
-}
+impl Mesh {
+    /// One of this run's own.
+    fn new(plan: &Plan) -> Result<Mesh> {
+        let code = if plan.keyed { Some(MeshKey::random()?.code()) } else { None };
+        Ok(Mesh { name: format!("bench-{}", std::process::id()), code })
+    }
 
-/// What stands for an endpoint with a subscriber: mesh and address.
-fn place(mesh: &str, node: &Handle) -> String {
-    format!("ready {mesh}|{}", node.info().listen)
+    /// What stands for an endpoint with a subscriber: mesh, address, and the code of the key.
+    fn place(&self, node: &Handle) -> String {
+        format!("ready {}|{}|{}", self.name, node.info().listen, self.code.as_deref().unwrap_or_default())
+    }
+
+    /// Reads that, and gives the address.
+    fn read(place: &str) -> Result<(Mesh, &str)> {
+        let mut words = place.split('|');
+        let (Some(name), Some(seed), Some(code)) = (words.next(), words.next(), words.next()) else {
+            return Err("a mesh, an address and a code".into());
+        };
+        Ok((Mesh { name: name.into(), code: (!code.is_empty()).then(|| code.into()) }, seed))
+    }
+
+    async fn start(&self, name: &str, seeds: &[&str]) -> Result<Handle> {
+        let seeds = seeds.iter().map(|seed| seed.parse()).collect::<std::result::Result<Vec<_>, _>>()?;
+        let listen = Listen::At(([127, 0, 0, 1], 0).into());
+        let mut builder = Node::builder().mesh(&self.name).name(name).listen(listen).seeds(seeds).mdns(false);
+        if let Some(code) = &self.code {
+            builder = builder.key(KeyRing::of(code.parse()?));
+        }
+        Ok(builder.start().await?)
+    }
 }
 
 fn rooms(plan: &Plan) -> Result<Vec<Room>> {
@@ -53,11 +77,11 @@ fn text(message: &mut Message, phase: Phase, number: u64) -> Payload {
 
 /// Publishes as planned.
 pub async fn publisher(plan: &Plan) -> Result {
-    let mesh = mesh();
-    let node = start("publisher", &mesh, &[]).await?;
+    let mesh = Mesh::new(plan)?;
+    let node = mesh.start("publisher", &[]).await?;
     let rooms = rooms(plan)?;
     let mut message = Message::new(plan.size);
-    tell(&place(&mesh, &node));
+    tell(&mesh.place(&node));
     tokio::task::spawn_blocking(|| order("go")).await?;
     node.wait_for_peers(plan.subscribers).await?;
 
@@ -92,8 +116,8 @@ pub async fn publisher(plan: &Plan) -> Result {
 
 /// Receives as planned.
 pub async fn subscriber(plan: &Plan, place: &str, number: u8) -> Result {
-    let (mesh, seed) = place.split_once('|').ok_or("a mesh and an address")?;
-    let node = start(&format!("subscriber-{number}"), mesh, &[seed]).await?;
+    let (mesh, seed) = Mesh::read(place)?;
+    let node = mesh.start(&format!("subscriber-{number}"), &[seed]).await?;
     let mut messages = subscribe(&node, plan).await?;
     node.wait_for_peers(1).await?;
     tell("joined");
@@ -128,12 +152,12 @@ pub async fn subscriber(plan: &Plan, place: &str, number: u8) -> Result {
 
 /// Sends at a fixed rate and measures when each comes back.
 pub async fn pinger(plan: &Plan) -> Result {
-    let mesh = mesh();
-    let node = start("pinger", &mesh, &[]).await?;
+    let mesh = Mesh::new(plan)?;
+    let node = mesh.start("pinger", &[]).await?;
     let mut echoes = node.subscribe("echo").await?;
     let room = Room::try_from("ping")?;
     let mut message = Message::new(plan.size);
-    tell(&place(&mesh, &node));
+    tell(&mesh.place(&node));
     tokio::task::spawn_blocking(|| order("go")).await?;
     node.wait_for_peers(1).await?;
 
@@ -168,8 +192,8 @@ pub async fn pinger(plan: &Plan) -> Result {
 
 /// Sends back what comes.
 pub async fn echoer(place: &str) -> Result {
-    let (mesh, seed) = place.split_once('|').ok_or("a mesh and an address")?;
-    let node = start("echoer", mesh, &[seed]).await?;
+    let (mesh, seed) = Mesh::read(place)?;
+    let node = mesh.start("echoer", &[seed]).await?;
     let mut pings = node.subscribe("ping").await?;
     let room = Room::try_from("echo")?;
     node.wait_for_peers(1).await?;

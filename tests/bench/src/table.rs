@@ -5,9 +5,6 @@ use std::fmt::Write;
 use crate::child::System;
 use crate::{Outcome, Row};
 
-/// The row that is compared with the first: a room is a field, so many must cost what one does.
-pub const ROOMS: &str = "64 B, 1→1, 16 rooms in turns";
-
 /// What all runs measured.
 #[derive(Debug, Default)]
 pub struct Results(Vec<Result>);
@@ -103,8 +100,8 @@ impl Results {
                 let ratios: Vec<f64> = sound.iter().filter_map(ratio).collect();
                 (!ratios.is_empty()).then(|| format!("{:.2}×", median(ratios.into_iter())))
             };
-            let ratio = if row.title == ROOMS {
-                against(0, System::Hubless).map(|ratio| format!("{ratio} of one room"))
+            let ratio = if let Some((other, what)) = row.beside {
+                against(other, System::Hubless).map(|ratio| format!("{ratio} of {what}"))
             } else if row.hubless_only {
                 against(0, System::Libzmq)
             } else {

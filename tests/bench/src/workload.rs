@@ -25,6 +25,8 @@ pub struct Plan {
     pub rooms: usize,
     /// One message a call, this many calls at once, instead of chunks (hubless); 0: chunks.
     pub in_flight: usize,
+    /// With a key of the mesh (hubless).
+    pub keyed: bool,
     /// How long to publish before it counts.
     pub warm_ms: u64,
     /// How long it counts.
@@ -200,8 +202,8 @@ impl FromStr for Heard {
 
 impl Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Plan { size, subscribers, rooms, in_flight, warm_ms, run_ms } = self;
-        write!(f, "{size},{subscribers},{rooms},{in_flight},{warm_ms},{run_ms}")
+        let Plan { size, subscribers, rooms, in_flight, keyed, warm_ms, run_ms } = self;
+        write!(f, "{size},{subscribers},{rooms},{in_flight},{},{warm_ms},{run_ms}", u8::from(*keyed))
     }
 }
 
@@ -210,11 +212,12 @@ impl FromStr for Plan {
     fn from_str(text: &str) -> Result<Plan, String> {
         let numbers: Result<Vec<u64>, _> = text.split(',').map(str::parse).collect();
         match numbers.as_deref() {
-            Ok(&[size, subscribers, rooms, in_flight, warm_ms, run_ms]) => Ok(Plan {
+            Ok(&[size, subscribers, rooms, in_flight, keyed, warm_ms, run_ms]) => Ok(Plan {
                 size: size as usize,
                 subscribers: subscribers as usize,
                 rooms: rooms as usize,
                 in_flight: in_flight as usize,
+                keyed: keyed == 1,
                 warm_ms,
                 run_ms,
             }),
