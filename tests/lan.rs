@@ -8,6 +8,8 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use common::load::Poster;
@@ -220,6 +222,44 @@ fn neighbour_of_another_mesh_is_kept_apart_and_named() {
         let state = node.sees(&other.node());
         assert!(["unknown", "incompatible"].contains(&state.as_str()), "{state}");
     }
+}
+
+#[test]
+fn a_flood_of_announcements_is_forgotten_and_keeps_nobody_out() {
+    let _alone = one_at_a_time();
+    let mut claim = Claim::new("lan: a flood of mDNS", 1);
+    let lan = Lan::new(4);
+    let a = Hubless::start(&lan.place(0), &[]);
+    let b = Hubless::start(&lan.place(1), &[]);
+    mesh(&[&a, &b], secs(10));
+    let hears = b.listen_in();
+    let before = a.resident_bytes();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop/mdns_flood.py");
+    let mut command = lan.place(3).command("python3");
+    command.arg(script).arg(lan.address(3)).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut flood = command.spawn().expect("Python runs");
+    let end = Instant::now() + secs(if soak::wanted() { 60 } else { 6 });
+    let (mut grown, mut said) = (0, 0);
+    while Instant::now() < end {
+        a.say(&format!("meanwhile {said}"));
+        said += 1;
+        grown = a.resident_bytes().saturating_sub(before).max(grown);
+        elapse(Duration::from_millis(100));
+    }
+    let c = Hubless::start(&lan.place(2), &["--connect", &format!("{}:47474", lan.address(0))]);
+    mesh(&[&a, &b, &c], secs(10));
+    drop(flood.stdin.take());
+    let sent = String::from_utf8(flood.wait_with_output().unwrap().stdout).unwrap();
+    eventually(secs(5), "all that was said is heard", || hears.first(&format!("meanwhile {}", said - 1)).is_some());
+    assert_eq!(hears.heard().len(), said, "each once");
+    claim.measured("packets", sent.trim().parse::<u64>().unwrap());
+    claim.measured("grew_mib", grown >> 20);
+    assert!(grown <= 64 << 20, "a node grew by {} MiB", grown >> 20);
+    // When it is over, what was announced is forgotten, and mDNS works as before.
+    eventually(secs(20), "what was announced is forgotten", || a.stderr().contains("mDNS is flooded"));
+    c.stop();
+    let d = Hubless::start(&lan.place(2), &[]);
+    mesh(&[&a, &b, &d], secs(20));
 }
 
 #[test]

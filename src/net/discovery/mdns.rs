@@ -1,7 +1,8 @@
 //! mDNS: announces this node as `_hubless._tcp.local.` and browses for others (RFC 6762, RFC 6763).
 //!
 //! The records of a node are its port, its addresses on each used interface, and a TXT with `v` (version of the wire), `m`
-//! (mesh) and `r` (run). A node with a mesh key shows no mesh but `k`, which tells those who have the key that it has it, too. The instance name is random, so nothing is probed for and a newcomer is heard at its first packet.
+//! (mesh) and `r` (run). A node with a mesh key shows no mesh but `k`, which tells those who have the key that it has it, too.
+//! The instance name is random, so nothing is probed for and a newcomer is heard at its first packet.
 //! The `mdns-sd` crate does this on a thread of its own. What comes from the network is checked here: only addresses on
 //! attached subnets are passed on.
 
@@ -24,6 +25,10 @@ const SERVICE: &str = "_hubless._tcp.local.";
 const INTERFACES_EVERY_S: u32 = 1;
 /// How long to wait after mDNS could not start, or its events broke off.
 const AGAIN: Duration = Duration::from_secs(2);
+/// Records of others that are remembered: some six for each of their addresses.
+const RECORDS_MAX: i64 = 8_192;
+/// How often they are counted.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long the goodbye may take.
 const GOODBYE_TIME: Duration = Duration::from_millis(300);
 
@@ -42,6 +47,9 @@ pub(super) async fn run(
                 tokio::select! {
                     _ = stop.changed() => return daemon.goodbye().await,
                     () = daemon.forward(&survey, &found) => {}
+                    records = daemon.overflows() => {
+                        tracing::warn!(records, "mDNS is flooded: all it knew is forgotten");
+                    }
                 }
             }
             Err(error) if !warned => {
@@ -84,6 +92,21 @@ impl Daemon {
             }
             // The daemon closes an event queue that runs full. A new one begins with all that is known.
             tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    /// Waits until the daemon remembers more than it should, for it has no bound; how many records. It answers nothing as
+    /// long as something comes quicker than it reads, so a flood is noticed when it is over.
+    async fn overflows(&self) -> i64 {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            // Without an answer it has ended, which is noticed elsewhere.
+            let Ok(answer) = self.0.get_metrics() else { continue };
+            let Ok(counts) = answer.recv_async().await else { continue };
+            let records = counts.iter().filter(|(name, _)| name.starts_with("cached-")).map(|(_, count)| count).sum();
+            if records > RECORDS_MAX {
+                return records;
+            }
         }
     }
 
