@@ -87,6 +87,10 @@ fn who_is_elsewhere_needs_the_token_and_who_is_here_does_not() {
     for (path, headers) in [
         ("/", json!({})),
         ("/metrics", json!({})),
+        ("/metrics/", json!({})),
+        ("/readyz/", json!({})),
+        ("//api/v1/node", json!({})),
+        ("/api/v1/../v1/node/", json!({})),
         ("/api/v1/messages?token=wrong", json!({})),
         ("/api/v1/node", json!({ "Authorization": "Bearer wrong" })),
         ("/", upgrade(&[])),

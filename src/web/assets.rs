@@ -47,6 +47,11 @@ pub(super) fn file(path: &str, request: &HeaderMap) -> Option<Response> {
     Some(response)
 }
 
+/// Whether there is a file at `path`.
+pub(super) fn is_there(path: &str) -> bool {
+    Public::get(path).is_some()
+}
+
 fn content_type(path: &str) -> &'static str {
     match path.rsplit('.').next().unwrap_or_default() {
         "html" => "text/html; charset=utf-8",
