@@ -482,6 +482,8 @@ impl Replica {
             .collect();
         for run in left {
             self.forget(run);
+            // Peers that still know it name it for a while; there is nothing to ask.
+            self.turn_away(run);
         }
     }
 

@@ -350,7 +350,7 @@ impl Replica {
     }
 
     /// Remembers not to ask about a run again, for now.
-    fn turn_away(&mut self, run: Run) {
+    pub(super) fn turn_away(&mut self, run: Run) {
         if self.unwelcome.len() >= UNWELCOME_MAX {
             self.unwelcome.clear();
         }

@@ -37,7 +37,8 @@ impl World {
             Order::Settle(span) => {
                 self.counts.settled = self.counts.settled.saturating_add(span.last.0 - span.first.0 + 1)
             }
-            Order::Retain { .. } | Order::Expire(_) | Order::Forget { .. } => {}
+            Order::Forget { .. } => self.let_go_of_some(),
+            Order::Retain { .. } | Order::Expire(_) => {}
         }
         let Some(disk) = &mut self.hosts[index].disk else { return Ok(()) };
         if disk.order(order).map_err(|what| format!("the log of {index}: {what}"))? {
@@ -63,6 +64,9 @@ impl World {
         for report in reports {
             if let Report::Stored(spans) = &report {
                 self.counts.stored += spans.len() as u64;
+            }
+            if matches!(report, Report::Expired { .. }) {
+                self.let_go_of_some();
             }
             self.feed(index, Input::Log(report))?;
         }

@@ -28,6 +28,8 @@ const PEACE_MS_MAX: u64 = 420_000;
 /// How long digests may still settle after that, and how long there has to be silence then.
 const SETTLE_MS: u64 = 45_000;
 const SILENCE_MS: u64 = 30_000;
+/// How often silence is waited for, where entries leave by their age all the time.
+const SILENCES_MAX: usize = 4;
 
 pub(super) struct World {
     pub plan: Plan,
@@ -297,7 +299,13 @@ impl World {
         }
         self.play_until(self.now + SETTLE_MS)?;
         self.silent_from = Some(self.now);
-        self.play_until(self.now + SILENCE_MS)?;
+        for _ in 0..SILENCES_MAX {
+            let end = self.silent_from.map_or(self.now, |from| from + SILENCE_MS);
+            if end <= self.now {
+                break;
+            }
+            self.play_until(end)?;
+        }
         self.converged()?;
         for host in &mut self.hosts {
             if let Some(life) = host.life.take() {
@@ -310,6 +318,12 @@ impl World {
             self.bury(host);
         }
         Ok(())
+    }
+
+    /// What leaves by its age, and is forgotten then, is news in the midst of silence, too: peers compare what they hold
+    /// once more.
+    pub fn let_go_of_some(&mut self) {
+        self.silent_from = self.silent_from.map(|from| from.max(self.now + SETTLE_MS));
     }
 
     pub fn alive(&self) -> impl Iterator<Item = (usize, &Replica, &Given)> {
