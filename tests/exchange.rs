@@ -600,6 +600,40 @@ fn a_stream_that_was_forgotten_is_not_taken_again() {
 }
 
 #[test]
+fn what_was_said_without_a_clock_and_let_go_does_not_come_back() {
+    let mut table = Table::met(1);
+    // A node that was in 1970; what it said has no age, so it is never refused as old.
+    let now = Now { mono: Mono(0), wall_ms: 5_000 };
+    let mut dead = Replica::new(now, NodeKey::from_bytes(&[99; 32]), Epoch(1), "dead".into(), 1, 1_000_000, None);
+    dead.publish(now, vec![Draft::new(Room::lobby(), "old")]);
+    let said = std::iter::from_fn(|| dead.poll_output()).find_map(|output| match output {
+        Output::Send { message: Message::Batch(batch), .. } => Some(batch),
+        _ => None,
+    });
+    let old = said.unwrap();
+    let gone = OnDisk {
+        run: old.origin(),
+        floor: Seq(1),
+        stored: RangeSet::new(),
+        admitted: RangeSet::new(),
+        settled: RangeSet::new(),
+        newest: old.hlc_last(),
+    };
+    let horizon = Hlc::at(table.clock().wall_ms);
+    table.join_with(WINDOW_BYTES_MAX, Some(Opened { streams: vec![gone], horizon }));
+    table.meet(A, B);
+    table.wait(OVER_AFTER.as_millis() as u64 + 120_000);
+    let (origin, first, through) = (old.origin(), old.first(), old.last());
+    let repair = Repair { origin, first, from: first, through, batches: vec![(old, 0)] };
+    let from = table.run(A);
+    table.feed(B, Input::Message { from, message: Message::Repair(repair) });
+    let orders = table.orders[B].as_ref().unwrap();
+    assert!(orders.iter().any(|order| matches!(order, Order::Retain { .. })), "retention was looked at");
+    assert!(!orders.iter().any(|order| matches!(order, Order::Forget { .. } | Order::Append(_))), "{orders:?}");
+    assert_eq!(table.texts(B), Vec::<String>::new());
+}
+
+#[test]
 fn a_word_after_a_goodbye_harms_nobody() {
     let mut table = Table::met(2);
     let from = table.run(A);

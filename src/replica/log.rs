@@ -475,7 +475,9 @@ impl Replica {
             .streams
             .iter()
             .filter(|(run, stream)| {
-                let past = stream.newest.plus(DAY_MS << 16) < self.horizon;
+                // A time that says no age is never refused as old: only its floor keeps what it says from coming back.
+                let aged = stream.newest.wall_ms() >= BUILD_MS;
+                let past = aged && stream.newest.plus(DAY_MS << 16) < self.horizon;
                 past && stream.floor > Seq(0) && stream.is_bare() && **run != self.me && self.is_over(now, **run)
             })
             .map(|(run, _)| *run)
