@@ -248,8 +248,9 @@ export class Store {
   /** The node that first signed for this name here; from now on this one, if there was none. */
   signerOf(name, node) {
     const first = this.signers.get(name) ?? node;
-    if (!this.signers.has(name)) {
-      this.signers.set(name, node);
+    const known = this.signers.delete(name);
+    this.signers.set(name, first);
+    if (!known) {
       if (this.signers.size > SIGNERS_MAX) this.signers.delete(this.signers.keys().next().value);
       kept.set('signers', [...this.signers]);
     }

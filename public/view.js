@@ -254,9 +254,9 @@ export class Log {
     if (first && line.own) meta.append(make('span', { class: 'badge you' }, 'you'));
     if (first && line.via !== 'mesh') meta.append(make('span', { class: 'badge', title: `Came over ${line.via}: who said it is not verified` }, line.via));
     // A name is anybody's to take; a key is not.
-    if (first && line.verified && !line.own) {
+    if (first && line.verified) {
       const signer = this.store.signerOf(name, line.node);
-      if (signer !== line.node) {
+      if (signer !== line.node && !line.own) {
         const title = `Signed by node ${shortNode(line.node)}. Who was called ${name} here before wrote at node ${shortNode(signer)}.`;
         meta.append(make('span', { class: 'badge key', title }, `other key ${shortNode(line.node)}`));
       }

@@ -144,7 +144,7 @@ fn one_address_has_a_bounded_share_of_the_page() {
     assert_eq!(greedy.ask(&json!({ "connect": 200 })), 64);
     assert_eq!(modest.ask(&json!({ "connect": 10 })), 10);
     eventually(PATIENCE, "what was closed counts no more", || greedy.ask(&json!({ "connect": 1 })) == 1);
-    let counts = greedy.ask(&json!({ "rush": 6_000, "path": "/healthz" }));
+    let counts = greedy.ask(&json!({ "rush": 20_000, "path": "/healthz" }));
     assert!(counts["200"].as_u64() >= Some(1_500) && counts["429"].as_u64() > Some(0), "{counts}");
     assert_eq!(modest.get("/healthz", &json!({})).0, 200);
     let mut here = Guest::new(&lan, 0, "127.0.0.1", &port);

@@ -188,6 +188,10 @@ fn a_stopped_subscriber_holds_nobody_back_and_is_complete_when_it_goes_on() {
                         elapse(next.saturating_duration_since(Instant::now()));
                         next += pace;
                     } else {
+                        // But a page that listens is let go when it is too far behind.
+                        eventually(PATIENCE, "what was said is heard", || {
+                            number.saturating_sub(ear.heard().len() as u64) < 200
+                        });
                         next = Instant::now();
                     }
                     let (status, answer) = poster.post(&json!({ "text": format!("n{number:<15}{rest}") })).unwrap();

@@ -247,7 +247,7 @@ fn a_flood_of_announcements_is_forgotten_and_keeps_nobody_out() {
         elapse(Duration::from_millis(100));
     }
     let c = Hubless::start(&lan.place(2), &["--connect", &format!("{}:47474", lan.address(0))]);
-    mesh(&[&a, &b, &c], secs(10));
+    mesh(&[&a, &b, &c], secs(30));
     drop(flood.stdin.take());
     let sent = String::from_utf8(flood.wait_with_output().unwrap().stdout).unwrap();
     eventually(secs(5), "all that was said is heard", || hears.first(&format!("meanwhile {}", said - 1)).is_some());

@@ -80,7 +80,7 @@ pub struct Run {
     /// File with the token that other machines need for the page and the API [default: `web.token` in the data folder]
     ///
     /// Made where it is missing, and refused where others than its owner can read it. Only used with a `--http` that other
-    /// machines reach; programs of this machine never need the token.
+    /// machines reach, or when given; programs of this machine never need the token. What a proxy passes on does.
     #[arg(long, value_name = "FILE")]
     pub http_token_file: Option<PathBuf>,
     /// File to write when the node serves: one JSON object

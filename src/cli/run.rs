@@ -184,18 +184,21 @@ async fn page(options: &Run, handle: &Handle, terminal: &Terminal) -> Outcome<Op
         Some((web, Page { address, token }))
     };
     if let Some(address) = options.http {
-        let token = if address.ip().is_loopback() { None } else { Some(token(options, handle)?) };
+        let wanted = !address.ip().is_loopback() || options.http_token_file.is_some();
+        let token = wanted.then(|| token(options, handle)).transpose()?;
         let web = Web::serve_tcp(handle.clone(), address, token.clone()).await;
         return web.map(|web| shown(web, address, token)).map_err(|error| taken(address, &error));
     }
+    // A proxy on this machine may let in others.
+    let token = options.http_token_file.as_ref().map(|_| token(options, handle)).transpose()?;
     let tried = (HTTP_PORT_DEFAULT..=HTTP_PORT_DEFAULT + HTTP_PORTS_TRIED).chain([0]);
     for port in tried {
-        match Web::serve_tcp(handle.clone(), usual(port), None).await {
+        match Web::serve_tcp(handle.clone(), usual(port), token.clone()).await {
             Ok(web) => {
                 if let Some(address) = web.address().filter(|_| port != HTTP_PORT_DEFAULT) {
                     terminal.note(format_args!("port {HTTP_PORT_DEFAULT} is taken, so the page is at {address}"));
                 }
-                return Ok(shown(web, usual(port), None));
+                return Ok(shown(web, usual(port), token));
             }
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
             Err(error) => return Err(taken(usual(port), &error)),

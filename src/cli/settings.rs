@@ -313,8 +313,9 @@ mod tests {
         proptest::collection::vec(edit, 0..4).prop_map(|edits| {
             let mut text = SOUND.to_string();
             for (at, len, put) in edits {
-                let from = text.floor_char_boundary(at.min(text.len()));
-                let to = text.floor_char_boundary((from + len).min(text.len())).max(from);
+                let border = |at: usize| (0..=at.min(text.len())).rfind(|at| text.is_char_boundary(*at)).unwrap_or(0);
+                let from = border(at);
+                let to = border(from + len).max(from);
                 text.replace_range(from..to, &put);
             }
             text

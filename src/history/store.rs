@@ -355,8 +355,9 @@ fn create(folder: &Path) -> Result<(Database, Keyspace, u64), Fault> {
         _ => {}
     }
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    // It reaches the disk with, or before, whatever else is made here.
     File::create(folder.join(UNFINISHED_FILE))?;
+    // It reaches the disk before whatever else is made here.
+    File::open(folder)?.sync_all()?;
     let mut log = [0; 8];
     getrandom::fill(&mut log).map_err(|error| Fault::Failing(error.to_string()))?;
     let log = u64::from_be_bytes(log);

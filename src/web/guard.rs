@@ -16,6 +16,8 @@ use super::token::WebToken;
 use crate::config;
 use crate::id::NodeId;
 
+/// What proxies add to a request that they pass on.
+const PASSED_ON: &[&str] = &["forwarded", "x-forwarded-for", "x-real-ip", "via"];
 /// So much of the node's name is in the cookie's.
 const COOKIE_CHARS: usize = 8;
 
@@ -57,7 +59,7 @@ impl Caller {
     /// Whether a person waits for the page.
     pub fn wants_page(&self) -> bool {
         let html = text(&self.headers, header::ACCEPT).is_some_and(|accept| accept.contains("text/html"));
-        html && matches!(&*self.path, "/" | "/index.html")
+        html && self.path == "/"
     }
 }
 
@@ -84,8 +86,10 @@ impl Guard {
     pub fn check(&self, caller: &Caller) -> Result<(), Foreign> {
         let Access::Network(token) = &self.access else { return Ok(()) };
         let Caller { guest, method, headers, .. } = caller;
+        let shown = token.as_ref().is_some_and(|token| self.shows(caller, token));
         let host = text(headers, header::HOST).and_then(authority).ok_or(Foreign::Host)?;
-        if !self.is_ours(host.host()) {
+        // Whoever has the token was not led here by a foreign name; a proxy passes on the name that it has itself.
+        if !shown && !self.is_ours(host.host()) {
             return Err(Foreign::Host);
         }
         let only_reads = matches!(*method, Method::GET | Method::HEAD) && !headers.contains_key(header::UPGRADE);
@@ -93,29 +97,28 @@ impl Guard {
             let own = text(headers, header::ORIGIN).is_some_and(|origin| is_origin_of(origin, &host));
             own.then_some(()).ok_or(Foreign::Origin)?;
         }
-        if guest.is_none() || is_for_all(&caller.path) {
-            return Ok(());
-        }
-        let shown = token.as_ref().is_some_and(|token| self.words(caller).any(|word| token.is(word)));
-        shown.then_some(()).ok_or(Foreign::Token)
+        // What comes through a proxy on this machine comes from elsewhere.
+        let is_here = guest.is_none() && !PASSED_ON.iter().any(|name| headers.contains_key(*name));
+        (is_here || shown || is_for_all(&caller.path)).then_some(()).ok_or(Foreign::Token)
     }
 
     /// The cookie that spares a browser the token in its address, if that has it and it is right.
     pub fn cookie(&self, caller: &Caller) -> Option<HeaderValue> {
         let Access::Network(Some(token)) = &self.access else { return None };
-        let said = in_query(&caller.query).filter(|word| token.is(word))?;
+        in_query(&caller.query).filter(|word| token.is(word))?;
         // A link from another page is followed by the page itself, so it is not `Strict`; nothing is written by `GET`.
-        let cookie = format!("{}={said}; Path=/; Max-Age=31536000; HttpOnly; SameSite=Lax", self.cookie);
+        let cookie = format!("{}={}; Path=/; Max-Age=31536000; HttpOnly; SameSite=Lax", self.cookie, token.cookie());
         HeaderValue::from_str(&cookie).ok()
     }
 
-    /// All that may be the token.
-    fn words<'a>(&'a self, caller: &'a Caller) -> impl Iterator<Item = &'a str> {
+    /// Whether a request has the token, or the cookie that was given for it.
+    fn shows(&self, caller: &Caller, token: &WebToken) -> bool {
         let bearer = text(&caller.headers, header::AUTHORIZATION).and_then(|value| value.strip_prefix("Bearer "));
         let cookies = caller.headers.get_all(header::COOKIE).into_iter().filter_map(|value| value.to_str().ok());
         let cookies = cookies.flat_map(|value| value.split("; "));
         let cookies = cookies.filter_map(|cookie| cookie.strip_prefix(&*self.cookie)?.strip_prefix('='));
-        bearer.into_iter().chain(cookies).chain(in_query(&caller.query)).map(str::trim)
+        bearer.into_iter().chain(in_query(&caller.query)).any(|word| token.is(word.trim()))
+            || cookies.into_iter().any(|word| token.is_cookie(word.trim()))
     }
 
     fn is_ours(&self, host: &str) -> bool {
@@ -133,7 +136,8 @@ fn is_for_all(path: &str) -> bool {
 
 /// The token in the query of an address; it has no letters that are escaped there.
 fn in_query(query: &str) -> Option<&str> {
-    query.split('&').find_map(|pair| pair.strip_prefix("token="))
+    // A space that was pasted with it is a `+` there.
+    query.split('&').find_map(|pair| pair.strip_prefix("token=")).map(|word| word.trim_matches('+'))
 }
 
 fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
@@ -246,7 +250,15 @@ mod tests {
         let cookie = far("/", &format!("token={SECRET}"), &[]).1.unwrap();
         let cookie = cookie.to_str().unwrap().split(';').next().unwrap().to_string();
         assert_eq!(far("/", "", &[(header::COOKIE, &format!("x=y; {cookie}"))]).0, Ok(()));
-        assert_eq!(far("/", "", &[(header::COOKIE, &cookie.replace('0', "1"))]).0, Err(Foreign::Token));
+        assert!(!cookie.contains(SECRET), "any server of this host is shown the cookie");
+        assert_eq!(far("/", "", &[(header::COOKIE, &cookie[..cookie.len() - 1])]).0, Err(Foreign::Token));
+        assert_eq!(far("/", &format!("token=+{SECRET}"), &[]).0, Ok(()));
+        // A proxy on this machine passes on what comes from elsewhere, with its own name.
+        let passed = [(header::FORWARDED, "for=10.0.0.9")];
+        let through = |query: String| Caller { query, ..caller(Method::GET, "chat.example", &passed) };
+        assert_eq!(guard.check(&through(String::new())), Err(Foreign::Host));
+        assert_eq!(guard.check(&through(format!("token={SECRET}"))), Ok(()));
+        assert_eq!(guard.check(&caller(Method::GET, "localhost", &passed)), Err(Foreign::Token));
         // Without a token nobody from elsewhere is let in, and whoever is here needs none.
         let alone = super::tests::guard(Access::Network(None));
         let caller = Caller { guest: Some([10, 0, 0, 9].into()), ..caller(Method::GET, "10.0.0.1", &[]) };

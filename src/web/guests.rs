@@ -3,14 +3,16 @@
 //! An address is remembered while it is connected or has requests to make up for, so there are never many.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The most connections open from one address; WebSockets are counted apart.
 pub const GUEST_CONNECTIONS_MAX: u32 = 64;
 /// The most WebSockets open from one address.
 pub const GUEST_SOCKETS_MAX: u32 = 64;
+/// The most connections open from all other machines together, so that there is always room for this one.
+const ALL_CONNECTIONS_MAX: u32 = 768;
 /// Requests and messages of one address in a second, for long.
 const RATE_PER_S: f64 = 500.0;
 /// And so many at once, after a rest.
@@ -47,16 +49,26 @@ pub(super) struct Visit {
     kind: Kind,
 }
 
-/// The address that is limited: none for this machine itself.
-pub(super) fn guest(address: IpAddr) -> Option<IpAddr> {
+/// The address that is limited, of IPv6 its network: none for this machine itself, which was reached at `here`.
+pub(super) fn guest(address: IpAddr, here: Option<IpAddr>) -> Option<IpAddr> {
     let address = address.to_canonical();
-    (!address.is_loopback()).then_some(address)
+    if address.is_loopback() || Some(address) == here.map(|here| here.to_canonical()) {
+        return None;
+    }
+    Some(match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
+    })
 }
 
 impl Guests {
     /// Counts a connection; none if there are too many of this address already.
     pub fn enter(&self, address: Option<IpAddr>, kind: Kind) -> Option<Visit> {
         if let Some(address) = address {
+            let all = || self.lock().values().map(|guest| guest.open[0]).sum::<u32>();
+            if kind == Kind::Connection && all() >= ALL_CONNECTIONS_MAX {
+                return None;
+            }
             self.with(address, |guest| {
                 let (open, max) = match kind {
                     Kind::Connection => (&mut guest.open[0], GUEST_CONNECTIONS_MAX),
@@ -81,9 +93,13 @@ impl Guests {
         })
     }
 
+    fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, Guest>> {
+        // Nothing that is done under it panics.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn with<T>(&self, address: IpAddr, act: impl FnOnce(&mut Guest) -> T) -> T {
-        // Nothing in here panics.
-        let mut guests = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guests = self.lock();
         let now = Instant::now();
         if guests.len() >= REMEMBERED && !guests.contains_key(&address) {
             guests.retain(|_, guest| !guest.rested(now));
@@ -130,26 +146,39 @@ mod tests {
     #[test]
     fn an_address_has_so_many_connections_and_this_machine_any() {
         let guests = Guests::default();
-        let far = guest("10.0.0.9".parse().unwrap());
+        let far = guest("10.0.0.9".parse().unwrap(), None);
         let open: Vec<Visit> =
             (0..GUEST_CONNECTIONS_MAX).map(|_| guests.enter(far, Kind::Connection).unwrap()).collect();
         assert!(guests.enter(far, Kind::Connection).is_none());
         assert!(
             guests.enter(far, Kind::Socket).is_some()
-                && guests.enter(guest([10, 0, 0, 8].into()), Kind::Connection).is_some()
+                && guests.enter(guest([10, 0, 0, 8].into(), None), Kind::Connection).is_some()
         );
         drop(open);
         assert!(guests.enter(far, Kind::Connection).is_some());
         for here in ["127.0.0.1", "127.3.2.1", "::1", "::ffff:127.0.0.1"] {
-            assert_eq!(guest(here.parse().unwrap()), None, "{here}");
+            assert_eq!(guest(here.parse().unwrap(), None), None, "{here}");
         }
         assert!((0..10_000).all(|_| guests.may(None)));
+        // Its own address is this machine; hosts of one IPv6 network are one guest.
+        let own = Some([10, 0, 0, 9].into());
+        assert_eq!((guest([10, 0, 0, 9].into(), own), guest([10, 0, 0, 8].into(), own).is_some()), (None, true));
+        assert_eq!(guest("fd00::1:2".parse().unwrap(), None), guest("fd00::9".parse().unwrap(), None));
+    }
+
+    #[test]
+    fn other_machines_leave_room_for_this_one() {
+        let guests = Guests::default();
+        let address = |number: u32| guest(IpAddr::from((0x0a00_0000 + number / 60).to_be_bytes()), None);
+        let open: Vec<_> = (0..2_000).map_while(|number| guests.enter(address(number), Kind::Connection)).collect();
+        assert_eq!(open.len(), ALL_CONNECTIONS_MAX as usize);
+        assert!(guests.enter(None, Kind::Connection).is_some());
     }
 
     #[test]
     fn who_asks_too_often_is_told_and_may_ask_again_later() {
         let guests = Guests::default();
-        let far = guest("fd00::9".parse().unwrap());
+        let far = guest("fd00::9".parse().unwrap(), None);
         let let_in = (0..5_000).filter(|_| guests.may(far)).count();
         assert!((BURST as usize..BURST as usize + 500).contains(&let_in), "{let_in}");
         guests.with(far.unwrap(), |guest| guest.at -= Duration::from_secs(1));

@@ -377,7 +377,9 @@ async fn accept(listener: Listener, site: Arc<Site>) {
             Listener::Tcp(listener) => listener.accept().await.map(|(io, from)| {
                 // Small answers go out at once; a connection that refuses the option is only slower.
                 let _ = io.set_nodelay(true);
-                (Io::Tcp(io), guests::guest(from.ip()))
+                let here = io.local_addr().ok().map(|here| here.ip());
+                let guest = guests::guest(from.ip(), here);
+                (Io::Tcp(io), guest)
             })?,
             Listener::Unix(listener, _) => listener.accept().await.map(|(io, _)| (Io::Unix(io), None))?,
         };

@@ -59,8 +59,7 @@ impl WebToken {
         let mut file = match File::open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let token = WebToken::random().map_err(wrong)?;
-                let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(wrong)?;
-                writeln!(file, "{}", token.0).map_err(wrong)?;
+                token.write(path).map_err(wrong)?;
                 return Ok(token);
             }
             file => file.map_err(wrong)?,
@@ -79,9 +78,30 @@ impl WebToken {
         Ok(WebToken(token.into()))
     }
 
+    /// By rename, so that a power cut leaves a whole token or none.
+    fn write(&self, path: &Path) -> io::Result<()> {
+        let mut fresh = path.as_os_str().to_owned();
+        fresh.push(".new");
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+        writeln!(file, "{}", self.0)?;
+        file.sync_all()?;
+        std::fs::rename(&fresh, path)
+    }
+
     /// The secret itself.
     pub fn reveal(&self) -> &str {
         &self.0
+    }
+
+    /// What a browser is given in its place: it opens this node and says nothing of the token.
+    pub(super) fn cookie(&self) -> String {
+        let key = blake3::derive_key("hubless 2026-11-28 web cookie", self.0.as_bytes());
+        BASE32_NOPAD.encode(&key).to_ascii_lowercase()
+    }
+
+    /// Whether somebody was given that.
+    pub(super) fn is_cookie(&self, said: &str) -> bool {
+        blake3::hash(said.as_bytes()) == blake3::hash(self.cookie().as_bytes())
     }
 
     /// Whether somebody said it; how long this takes says nothing of how much was right.

@@ -41,6 +41,7 @@ sent = 0
 for number in itertools.count(int.from_bytes(os.urandom(4), "big")):
     out.sendto(announcement(number), (GROUP, PORT))
     sent += 1
-    if sent % 64 == 0 and select.select([sys.stdin], [], [], 0)[0]:
+    # Room for others on a machine of few cores; it is far more than the one who listens can read.
+    if sent % 64 == 0 and select.select([sys.stdin], [], [], 0.002)[0]:
         break
 print(sent)

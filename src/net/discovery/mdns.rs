@@ -27,6 +27,8 @@ const INTERFACES_EVERY_S: u32 = 1;
 const AGAIN: Duration = Duration::from_secs(2);
 /// Records of others that are remembered: some six for each of their addresses.
 const RECORDS_MAX: i64 = 8_192;
+/// And timers for these, some three each.
+const TIMERS_MAX: i64 = 8 * RECORDS_MAX;
 /// How often they are counted.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long the goodbye may take.
@@ -104,7 +106,9 @@ impl Daemon {
             let Ok(answer) = self.0.get_metrics() else { continue };
             let Ok(counts) = answer.recv_async().await else { continue };
             let records = counts.iter().filter(|(name, _)| name.starts_with("cached-")).map(|(_, count)| count).sum();
-            if records > RECORDS_MAX {
+            // Those who repeat themselves make no records, but timers.
+            let timers = counts.get("timer").copied().unwrap_or_default();
+            if records > RECORDS_MAX || timers > TIMERS_MAX {
                 return records;
             }
         }
