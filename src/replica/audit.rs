@@ -32,10 +32,11 @@ impl Replica {
         })
     }
 
-    /// Whether a batch is here already or has been let go, for the simulator.
+    /// Whether a batch is here already or is not wanted, for the simulator.
     pub(crate) fn has(&self, batch: &Batch) -> bool {
+        let (first, last, logged) = (batch.first(), batch.last(), self.log.is_there());
         let stream = self.streams.get(&batch.origin());
-        stream.is_some_and(|stream| batch.last() <= stream.floor || stream.taken.covers(batch.first(), batch.last()))
+        stream.is_some_and(|stream| last < stream.wanted_from(logged) || stream.taken.covers(first, last))
     }
 
     /// Whether what `run` said at `hlc` is refused for its age, for the simulator.

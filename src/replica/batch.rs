@@ -149,21 +149,48 @@ enum WireContent<'a> {
     Data { mime: &'a str, data: &'a [u8] },
 }
 
-/// A [`WireEntry`] of which only the length is asked, not what is in it.
-#[derive(bincode::BorrowDecode)]
-#[expect(dead_code, reason = "it is decoded for its length")]
-struct WireShape<'a> {
-    room: &'a [u8],
-    name: Option<&'a [u8]>,
-    via: Via,
-    content: ShapeContent<'a>,
-}
+/// Walks over the fields of entries without decoding them.
+struct Skim<'a>(&'a [u8]);
 
-#[derive(bincode::BorrowDecode)]
-#[expect(dead_code, reason = "it is decoded for its length")]
-enum ShapeContent<'a> {
-    Text(&'a [u8]),
-    Data { mime: &'a [u8], data: &'a [u8] },
+impl Skim<'_> {
+    /// Steps over a [`WireEntry`]; none: there is none of any length.
+    fn entry(&mut self) -> Option<()> {
+        self.field()?;
+        if self.number()? == 1 {
+            self.field()?;
+        }
+        let _via = self.number()?;
+        match self.number()? {
+            0 => self.field(),
+            1 => self.field().and_then(|()| self.field()),
+            _ => None,
+        }
+    }
+
+    /// Bytes with their length before them.
+    fn field(&mut self) -> Option<()> {
+        let length = usize::try_from(self.number()?).ok()?;
+        self.0 = self.0.get(length..)?;
+        Some(())
+    }
+
+    /// A number as bincode writes it: in a byte up to 250, else in 2, 4 or 8 bytes behind one that says so.
+    fn number(&mut self) -> Option<u64> {
+        let (first, rest) = self.0.split_first()?;
+        let width = match first {
+            0..=250 => {
+                self.0 = rest;
+                return Some(u64::from(*first));
+            }
+            251 => 2,
+            252 => 4,
+            253 => 8,
+            _ => return None,
+        };
+        let (number, rest) = rest.split_at_checked(width)?;
+        self.0 = rest;
+        Some(number.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte)))
+    }
 }
 
 /// An encoded batch, whose header has been read and whose body and author have been checked. Cheap to clone.
@@ -388,16 +415,17 @@ impl DoubleEndedIterator for Entries {
 impl Entries {
     /// Finds where the entries that are left begin, up to the first that has no length.
     fn look_ahead(&mut self) -> Result<(), BatchError> {
-        let mut at = self.at;
+        let bytes = &self.batch.bytes;
+        let mut skim = Skim(bytes.get(self.at..).unwrap_or_default());
+        self.starts.reserve((self.end - self.index) as usize);
         for index in self.index..self.end {
-            let rest = self.batch.bytes.get(at..).unwrap_or_default();
-            let Ok((_, used)) = bincode::borrow_decode_from_slice::<WireShape<'_>, _>(rest, CODING) else {
+            // A batch is far smaller than 4 GiB.
+            self.starts.push((bytes.len() - skim.0.len()) as u32);
+            if skim.entry().is_none() {
+                self.starts.pop();
                 self.end = index;
                 return Err(BatchError::Body);
-            };
-            // A batch is far smaller than 4 GiB.
-            self.starts.push(at as u32);
-            at += used;
+            }
         }
         Ok(())
     }
@@ -609,7 +637,11 @@ mod tests {
 
     #[test]
     fn from_the_back_come_the_same_entries_whatever_was_taken_from_the_front() {
-        let mut drafts: Vec<Draft> = (0..40).map(|number| draft(&"x".repeat(number))).collect();
+        // Lengths that take one byte, three and five.
+        let mut drafts: Vec<Draft> = (0..40).map(|number| draft(&"x".repeat(8 * number))).collect();
+        drafts[3] = draft(&"y".repeat(70_000));
+        drafts[4].payload = vec![0; 66_000].into();
+        drafts[5].name = Some("grace".into());
         drafts[7].room = Room::new("other").unwrap();
         drafts[9].key = Some(Key([9; 16]));
         let batch = encode(&drafts);

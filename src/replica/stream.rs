@@ -173,8 +173,7 @@ impl Stream {
     pub fn take(&mut self, now: Mono, kept: Kept, repaired: bool, logged: bool) -> Taken {
         let Kept { batch, arrived_ms } = kept;
         let (first, last) = (batch.first(), batch.last());
-        // Without a log the floor may have passed what live readers are owed.
-        if last <= self.floor && (logged || last < self.owed) {
+        if last < self.wanted_from(logged) {
             return Taken::Again;
         }
         let known = self.seen.touches(first, last);
@@ -456,7 +455,7 @@ impl Stream {
     }
 
     /// Nothing before this is missed. Without a log the floor may have passed what live readers are owed.
-    fn wanted_from(&self, logged: bool) -> Seq {
+    pub fn wanted_from(&self, logged: bool) -> Seq {
         if logged { self.floor.next() } else { self.floor.next().min(self.owed.max(Seq(1))) }
     }
 
