@@ -138,25 +138,33 @@ fn no_handshake_without_the_key_is_ever_accepted() {
     let mut claim = Claim::new("closed: handshakes of who has no key", attempts);
     let home = Home::new();
     let file = new_key(&home);
-    let node =
-        Hubless::start(&Place::Here, &["--no-mdns", "--listen", "127.0.0.1:0", "--key-file", file.to_str().unwrap()]);
+    // Each begins handshakes at a bounded pace.
+    let nodes: Vec<Hubless> = (0..soak::count(4, 16))
+        .map(|_| {
+            let args = ["--no-mdns", "--listen", "127.0.0.1:0", "--key-file", file.to_str().unwrap()];
+            Hubless::start(&Place::Here, &args)
+        })
+        .collect();
+    let node = &nodes[0];
     let address: SocketAddr = node.listen().parse().unwrap();
     let secret = secret(&std::fs::read_to_string(&file).unwrap());
     // Who has the key is accepted: so what follows fails for want of it.
     let whole = Caller { secret, ..Caller::new() }.call(address);
     assert!(whole.came > ACCEPTED_BYTES, "{} bytes came", whole.came);
     // Who has it and takes another's name is not.
-    let (named, before) = (Caller { secret, claims: Some(2), ..Caller::new() }, cut(&node, "name"));
+    let (named, before) = (Caller { secret, claims: Some(2), ..Caller::new() }, cut(node, "name"));
     named.call(address);
-    eventually(PATIENCE, "a stolen name is refused", || cut(&node, "name") == before + 1);
+    eventually(PATIENCE, "a stolen name is refused", || cut(node, "name") == before + 1);
 
     let dice = Dice::new();
     claim.seeded(dice.seed);
     let next = AtomicUsize::new(0);
-    let before = cut(&node, "key");
+    let turned_away = || nodes.iter().map(|node| cut(node, "key")).sum::<u64>();
+    let before = turned_away();
     std::thread::scope(|scope| {
-        for thread in 0..4 {
+        for (thread, node) in nodes.iter().enumerate() {
             let (next, said, mut dice) = (&next, &whole.said, dice.clone());
+            let address: SocketAddr = node.listen().parse().unwrap();
             // Each has chances of its own.
             (0..thread * 1_000_000).for_each(|_| _ = dice.below(2));
             scope.spawn(move || {
@@ -179,10 +187,12 @@ fn no_handshake_without_the_key_is_ever_accepted() {
         }
     });
     // A changed length may leave the node waiting until the caller goes.
-    let turned_away = cut(&node, "key") - before;
+    let turned_away = turned_away() - before;
     assert!(turned_away as usize > attempts * 8 / 10, "{turned_away} of {attempts}");
-    assert!(node.peers().is_empty(), "{:?}", node.peers());
-    assert!(Poster::new(&node).say("unharmed").is_promised());
+    for node in &nodes {
+        assert!(node.peers().is_empty(), "{:?}", node.peers());
+        assert!(Poster::new(node).say("unharmed").is_promised());
+    }
     claim.measured("turned_away", turned_away);
 }
 

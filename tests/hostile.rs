@@ -1,7 +1,7 @@
 //! Attackers on the LAN beside two nodes that go on talking: at worst they are ignored.
 //!
-//! Each attack runs for a while against a listener that is nobody's, then as long against both nodes; in the middle of it a
-//! third node joins. Nothing that was said may be missing or doubled, no node may end or grow, and the newcomer may not be
+//! Each attack runs for a while against a listener that is nobody's, then as long against both nodes; in the middle of each
+//! a third node joins. Nothing that was said may be missing or doubled, no node may end or grow, and the newcomer may not be
 //! kept out.
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
@@ -289,10 +289,10 @@ impl Attacker<'_> {
 /// Lets an attack run, first at nobody, then at two nodes that talk.
 fn withstand(what: &'static str, attack: impl Fn(&Attacker<'_>) + Sync) {
     let _alone = one_at_a_time();
-    let span = Duration::from_secs(if soak::wanted() { 10 } else { 2 });
+    let span = Duration::from_secs(if soak::wanted() { 20 } else { 2 });
     let mut claim = Claim::new(what, 1);
-    let mut mesh = Mesh::of(&["a", "b", "newcomer"]);
-    mesh.0[2].stop();
+    let mut mesh = Mesh::of(&["a", "b", "early", "newcomer"]);
+    mesh.0[2..].iter_mut().for_each(Member::stop);
     let listens: Vec<SocketAddr> = mesh.0[..2].iter().map(|node| node.listen().parse().unwrap()).collect();
     let ear = mesh.0[1].listen_in();
     let talk = Talk::default();
@@ -322,28 +322,36 @@ fn withstand(what: &'static str, attack: impl Fn(&Attacker<'_>) + Sync) {
     };
 
     std::thread::scope(|scope| {
-        let poster = Poster::new(&mesh.0[0]);
-        scope.spawn(|| talk.go_on(poster));
+        for _ in 0..Talk::VOICES {
+            let poster = Poster::new(&mesh.0[0]);
+            scope.spawn(|| talk.go_on(poster));
+        }
         let _ends = EndOf(&talk.end);
         scope.spawn(|| swallow(&sink, &talk.end));
         elapse(span / 2);
-        let calm = during(&nobody, false, &mut || elapse(span));
-        let resident = |mesh: &Mesh| mesh.0[..2].iter().map(|node| node.resident_bytes()).max().unwrap();
-        let before = resident(&mesh);
-        let (mut grown, mut joined) = (0, Duration::ZERO);
-        made.store(0, Relaxed);
-        let attacked = during(&listens, true, &mut || {
+        // In the middle of either run a node joins that knows nothing yet.
+        let joins = |mesh: &mut Mesh, number: usize| {
             elapse(span / 2);
             let seeds = mesh.seeds();
-            let newcomer: &mut Member = &mut mesh.0[2];
+            let newcomer: &mut Member = &mut mesh.0[number];
             newcomer.spawn(&seeds);
             newcomer.ready();
             let hears = newcomer.listen_in();
             eventually(Duration::from_secs(5), "a newcomer hears them in the midst of it", || {
                 hears.first("talk ").is_some()
             });
-            joined = newcomer.started.elapsed();
+            let joined = newcomer.started.elapsed();
             elapse(span / 2);
+            joined
+        };
+        let calm = during(&nobody, false, &mut || _ = joins(&mut mesh, 2));
+        mesh.0[2].stop();
+        let resident = |mesh: &Mesh| mesh.0[..2].iter().map(|node| node.resident_bytes()).max().unwrap();
+        let before = resident(&mesh);
+        let (mut grown, mut joined) = (0, Duration::ZERO);
+        made.store(0, Relaxed);
+        let attacked = during(&listens, true, &mut || {
+            joined = joins(&mut mesh, 3);
             grown = resident(&mesh).saturating_sub(before);
         });
         talk.end.store(true, Relaxed);
@@ -364,7 +372,7 @@ fn withstand(what: &'static str, attack: impl Fn(&Attacker<'_>) + Sync) {
         assert_eq!(times.iter().filter(|times| **times != 1).count(), 0, "each once");
         let (calm_p99, attacked_p99) = (p99(calm_ms), p99(attacked_ms));
         let hundredths = |value: f64| (value * 100.0).round() / 100.0;
-        claim.measured("messages", attacked.len());
+        claim.measured("messages", json!({ "elsewhere": calm.len(), "attacked": attacked.len() }));
         claim.measured("connections", made.load(Relaxed));
         assert!(made.load(Relaxed) >= 8, "that is no attack");
         claim.measured("p99_ms", json!({ "elsewhere": hundredths(calm_p99), "attacked": hundredths(attacked_p99) }));
@@ -379,6 +387,7 @@ fn withstand(what: &'static str, attack: impl Fn(&Attacker<'_>) + Sync) {
             );
         }
     });
+    mesh.0.remove(2);
     assert!(mesh.0.iter().all(Member::runs));
 }
 
@@ -390,8 +399,10 @@ struct Talk {
 }
 
 impl Talk {
+    /// Each waits for its answers, so one alone could not say as much.
+    const VOICES: usize = 5;
     const PACE: Duration = Duration::from_millis(10);
-    const BURST: usize = 10;
+    const BURST: usize = 2;
 
     fn go_on(&self, mut poster: Poster) {
         let started = Instant::now();
@@ -400,10 +411,13 @@ impl Talk {
             if self.end.load(Relaxed) {
                 return;
             }
-            let first = self.said();
+            let first = {
+                let mut said = self.said.lock().unwrap();
+                said.extend([Instant::now(); Talk::BURST]);
+                said.len() - Talk::BURST
+            };
             let texts: Vec<_> =
                 (first..first + Talk::BURST).map(|number| json!({ "text": format!("talk {number:<100}") })).collect();
-            self.said.lock().unwrap().extend([Instant::now(); Talk::BURST]);
             let answers = poster.post_all(&texts).unwrap();
             assert!(answers.iter().all(|(status, _)| *status == 201), "{answers:?}");
         }

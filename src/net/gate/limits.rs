@@ -8,10 +8,14 @@ pub(crate) const DIAL: Duration = Duration::from_secs(1);
 pub(crate) const HANDSHAKE: Duration = Duration::from_secs(3);
 /// Callers that named themselves; one more is refused.
 pub(crate) const CALLERS_MAX: usize = 512;
-/// Callers in handshake; one more ends the oldest.
+/// Callers that wait for their turn, and as many in handshake; one more ends the oldest.
 pub(crate) const HANDSHAKES_MAX: usize = 128;
-/// Callers in handshake from one address; one more ends the oldest of these.
+/// Of these, from one address; one more ends the oldest of these.
 pub(crate) const HANDSHAKES_PER_ADDRESS_MAX: usize = 32;
+/// Handshakes with callers begin so far apart on average; whoever comes sooner waits.
+pub(crate) const TURN: Duration = Duration::from_millis(20);
+/// But so many may begin at once after a rest.
+pub(crate) const TURNS_AT_ONCE: u32 = 64;
 /// The largest READY; a larger one ends the handshake. Ours has about 200 bytes.
 pub(crate) const READY_BYTES_MAX: usize = 1024;
 /// The largest other command; a larger one cuts the connection.

@@ -13,6 +13,7 @@ pub(crate) mod limits;
 pub(crate) mod line;
 pub(crate) mod outbound;
 pub(crate) mod queue;
+mod turns;
 pub(crate) mod zmtp;
 
 use std::collections::{HashMap, VecDeque};
@@ -28,6 +29,7 @@ use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 
 use self::feed::{Feeds, lock};
 use self::line::Line;
+use self::turns::Turns;
 use self::zmtp::{Broken, Properties, Role};
 use super::{Apart, NetEvent};
 use crate::id::{NodeKey, Room, Run};
@@ -205,18 +207,23 @@ struct Handshakes(VecDeque<(u64, IpAddr, AbortHandle)>);
 impl Handshakes {
     /// Makes room for a caller from `address`; whether somebody had to go.
     fn make_room(&mut self, address: IpAddr) -> bool {
-        let from_there = self.0.iter().filter(|(_, other, _)| *other == address).count();
-        let oldest = if from_there >= limits::HANDSHAKES_PER_ADDRESS_MAX {
-            self.0.iter().position(|(_, other, _)| *other == address)
-        } else {
-            (self.0.len() >= limits::HANDSHAKES_MAX).then_some(0)
-        };
-        let gone = oldest.and_then(|index| self.0.remove(index));
+        let surplus = too_many(self.0.iter().map(|(_, other, _)| *other), address);
+        let gone = surplus.and_then(|index| self.0.remove(index));
         gone.inspect(|(_, _, task)| task.abort()).is_some()
     }
 
     fn done(&mut self, number: u64) {
         self.0.retain(|(other, _, _)| *other != number);
+    }
+}
+
+/// Who has to go for a caller from `address`, if anybody: the oldest from there, or the oldest of all.
+fn too_many(callers: impl ExactSizeIterator<Item = IpAddr> + Clone, address: IpAddr) -> Option<usize> {
+    let from_there = callers.clone().filter(|other| *other == address).count();
+    if from_there >= limits::HANDSHAKES_PER_ADDRESS_MAX {
+        callers.clone().position(|other| other == address)
+    } else {
+        (callers.len() >= limits::HANDSHAKES_MAX).then_some(0)
     }
 }
 
@@ -281,39 +288,44 @@ impl Gate {
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>, mut stopped: oneshot::Receiver<()>) {
     let mut tasks = JoinSet::new();
+    let mut turns = Turns::new();
     let mut pause = limits::ACCEPT_PAUSE.0;
-    for number in 0.. {
-        let accepted = loop {
-            tokio::select! {
-                accepted = listener.accept(), if tasks.len() < limits::TASKS_MAX => break accepted,
-                Some(ended) = tasks.join_next() => {
-                    if let Err(error) = ended && error.is_panic() {
-                        std::panic::resume_unwind(error.into_panic());
+    let mut number = 0;
+    loop {
+        let has_room = tasks.len() < limits::TASKS_MAX;
+        tokio::select! {
+            accepted = listener.accept(), if has_room => match accepted {
+                Ok((stream, address)) => {
+                    pause = limits::ACCEPT_PAUSE.0;
+                    if turns.call(stream, canonical(address)) {
+                        count(&shared.metrics.cut, "handshakes");
                     }
                 }
-                _ = &mut stopped => return tasks.shutdown().await,
-            }
-        };
-        let (stream, address) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept connections");
-                count(&shared.metrics.cut, "accept");
-                tokio::select! {
-                    () = tokio::time::sleep(pause) => {}
-                    _ = &mut stopped => return tasks.shutdown().await,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept connections");
+                    count(&shared.metrics.cut, "accept");
+                    tokio::select! {
+                        () = tokio::time::sleep(pause) => {}
+                        _ = &mut stopped => return tasks.shutdown().await,
+                    }
+                    pause = (pause * 2).min(limits::ACCEPT_PAUSE.1);
                 }
-                pause = (pause * 2).min(limits::ACCEPT_PAUSE.1);
-                continue;
+            },
+            (stream, address) = turns.next(), if has_room => {
+                if lock(&shared.handshakes).make_room(address.ip()) {
+                    count(&shared.metrics.cut, "handshakes");
+                }
+                let task = tasks.spawn(inbound::serve(number, stream, address, shared.clone()));
+                lock(&shared.handshakes).0.push_back((number, address.ip(), task));
+                number += 1;
             }
-        };
-        pause = limits::ACCEPT_PAUSE.0;
-        let address = canonical(address);
-        if lock(&shared.handshakes).make_room(address.ip()) {
-            count(&shared.metrics.cut, "handshakes");
+            Some(ended) = tasks.join_next() => {
+                if let Err(error) = ended && error.is_panic() {
+                    std::panic::resume_unwind(error.into_panic());
+                }
+            }
+            _ = &mut stopped => return tasks.shutdown().await,
         }
-        let task = tasks.spawn(inbound::serve(number, stream, address, shared.clone()));
-        lock(&shared.handshakes).0.push_back((number, address.ip(), task));
     }
 }
 
