@@ -19,7 +19,7 @@ use common::log::same_logs;
 use common::mesh::{Member, Mesh};
 use common::shim::{self, Entries, Errno, Shim};
 use common::soak::{self, Claim};
-use common::{Hubless, eventually, eventually_some, one_at_a_time};
+use common::{Hubless, eventually, eventually_some, one_at_a_time, python};
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -74,7 +74,7 @@ mod tried {
         fs::write(root.join("old"), "old").unwrap();
         let shim = Shim::over(&root);
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/shim/try_shim.py");
-        let output = Command::new(python()).arg(script).envs(shim.env()).output().expect("Python runs");
+        let output = python().arg(script).envs(shim.env()).output().expect("Python runs");
         assert_eq!(output.status.signal(), Some(9), "{}", String::from_utf8_lossy(&output.stderr));
         shim.cut_power(entries);
         Tried { root, _home: home }
@@ -85,7 +85,7 @@ mod tried {
 fn the_shim_shifts_the_time_of_day() {
     let now = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
     for offset_s in [-1_700_000_000.5, -0.25, 0.75, 3_456_000.0] {
-        let mut command = Command::new(python());
+        let mut command = python();
         command.args(["-c", "import time; print(time.time(), time.time_ns() / 1e9, int(time.monotonic()))"]);
         let before = now();
         let output = command.envs(shim::clock_env((offset_s * 1e3) as i64)).output().expect("Python runs");
@@ -289,7 +289,7 @@ struct Client(Child);
 impl Client {
     fn start(node: &Hubless, file: &Path) -> Client {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop/durable.py");
-        let mut command = Command::new(python());
+        let mut command = python();
         command.arg(script).arg(node.http()).arg("py").arg(file).stdin(Stdio::null());
         Client(command.spawn().expect("Python runs"))
     }
@@ -308,10 +308,4 @@ fn cut_half_line(file: &Path) {
     let Ok(text) = fs::read(file) else { return };
     let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
     fs::File::options().write(true).open(file).unwrap().set_len(whole as u64).unwrap();
-}
-
-fn python() -> PathBuf {
-    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/venv/bin/python");
-    assert!(python.exists(), "no {}: `make setup` makes it", python.display());
-    python
 }

@@ -199,7 +199,7 @@ struct Client {
 impl Client {
     fn start(args: &[&str]) -> Client {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let mut command = Command::new(root.join("target/venv/bin/python"));
+        let mut command = common::python();
         command.arg(root.join("tests/interop/plain.py")).args(args).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("the Python of `make setup`");
         let (stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());

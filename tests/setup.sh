@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need beside Rust, and nothing that is there already.
 #
-# Debian packages, a Python with pyzmq under target/venv, the npm packages of tests/web, cargo-deny. Asks before it
+# Debian packages, a Python with pika and pyzmq under target/venv, the npm packages of tests/web, cargo-deny. Asks before it
 # changes the machine, unless root or CI=true. Quick when all is there; says what is missing when it cannot help.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -62,10 +62,10 @@ if [[ ${#missing[@]} -gt 0 ]]; then
     "${root[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -qy --no-install-recommends "${missing[@]}"
 fi
 
-if ! target/venv/bin/python -c 'import zmq' 2>/dev/null; then
-    may "pyzmq in target/venv"
+if ! target/venv/bin/python -c 'import pika, zmq' 2>/dev/null; then
+    may "pika and pyzmq in target/venv"
     python3 -m venv --clear target/venv
-    target/venv/bin/python -m pip install -q pyzmq
+    target/venv/bin/python -m pip install -q pika pyzmq
 fi
 
 if [[ -f tests/web/package-lock.json ]] && ! cmp -s tests/web/package-lock.json tests/web/node_modules/.installed; then

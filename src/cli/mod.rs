@@ -6,6 +6,7 @@
 mod api;
 mod control;
 mod history;
+mod history_service;
 mod join;
 mod key;
 mod lines;
@@ -183,6 +184,7 @@ fn command(cli: Cli) -> Outcome {
             Command::Pub(options) => publish::publish(options).await,
             Command::Sub(options) => subscribe::subscribe(options).await,
             Command::History(options) => history::history(options).await,
+            Command::HistoryService(options) => history_service::serve(options).await,
             Command::Peers(options) => peers::peers(options).await,
             Command::Key(command) => key::key(&command),
         }

@@ -58,6 +58,11 @@ pub enum Command {
     ///
     /// Asks the node that runs on this machine, and without one opens its folder.
     History(History),
+    /// Keep what is published to an AMQP exchange, and serve it over HTTP
+    ///
+    /// The chat tutorial's history service: a durable queue into a log, acknowledged once it is on disk. `GET /` answers with
+    /// an array of all texts in the order in which they came, `GET /messages` with pages of message objects. Needs no mesh.
+    HistoryService(HistoryService),
     /// Make, show or add the key that closes a mesh
     ///
     /// A mesh with a key is for those who have it: its nodes talk to no others, and nobody else can read or write.
@@ -265,6 +270,35 @@ pub struct Place {
     pub log: LogOptions,
 }
 
+#[derive(Debug, Args)]
+pub struct HistoryService {
+    /// The broker [default: amqp://localhost]
+    // As text: an error of the parser would show the password in it.
+    #[arg(long, value_name = "URL", hide_default_value = true)]
+    pub amqp: Option<String>,
+    /// The durable queue to read, made where it is missing
+    #[arg(long, value_name = "NAME", default_value = "chat_history")]
+    pub queue: String,
+    /// The durable fanout exchange that the queue is bound to, made where it is missing
+    #[arg(long, value_name = "NAME", default_value = "chat")]
+    pub exchange: String,
+    /// Where the log is served [default: 127.0.0.1:8090]
+    ///
+    /// What a configuration file says here is meant for `hubless run`.
+    #[arg(long, value_name = "ADDR:PORT", value_parser = address)]
+    pub http: Option<SocketAddr>,
+    /// Folder of the log [default: a folder of its own beside those of the nodes]
+    ///
+    /// What a configuration file says here is meant for `hubless run`.
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// File to write when the log is served: one JSON object with `http`, `data_dir` and `pid`
+    #[arg(long, value_name = "FILE")]
+    pub ready_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub log: LogOptions,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum KeyCommand {
     /// Make a new key, in a file that is not there yet, and print its invite code
@@ -391,6 +425,7 @@ impl Command {
             Command::Sub(subscribe) => &subscribe.through.log,
             Command::History(history) => &history.place().log,
             Command::Peers(peers) => &peers.through.log,
+            Command::HistoryService(service) => &service.log,
             Command::Key(key) => &key.place().log,
         }
     }

@@ -13,7 +13,7 @@ use hubless::error::StartError;
 use hubless::handle::{Event, HistoryHealth, Info};
 use hubless::web::{Web, WebToken};
 use hubless::{Handle, Node};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::broadcast::error::RecvError;
 
@@ -32,7 +32,7 @@ const NAMESAKES_MAX: u32 = 1_000;
 /// A second signal so soon is the first one, sent to a whole group of processes and once more to this one.
 const SAME_SIGNAL: Duration = Duration::from_millis(300);
 /// An orderly end takes no longer; whoever asked for it was promised 5 s.
-const STOP_TIMEOUT: Duration = Duration::from_millis(4_500);
+pub const STOP_TIMEOUT: Duration = Duration::from_millis(4_500);
 
 /// All that runs.
 struct Running {
@@ -43,7 +43,7 @@ struct Running {
 }
 
 /// SIGINT and SIGTERM, caught from the first moment on.
-struct Signals {
+pub struct Signals {
     interrupt: Signal,
     terminate: Signal,
 }
@@ -52,7 +52,7 @@ pub async fn run(options: Run) -> Outcome {
     let mut signals = Signals::new()?;
     let mut terminal = Terminal::new(&options.log);
     if let Some(path) = &options.ready_file {
-        clear_ready(path).map_err(|error| no_ready_file(path, &error))?;
+        clear_ready(path)?;
     }
     let handle = start(&options, &terminal).await?;
     let mut running = Running { handle: handle.clone(), web: None, plain: None, control: None };
@@ -133,7 +133,7 @@ async fn serve(options: &Run, running: &mut Running, terminal: &mut Terminal) ->
     }
     let http = page.as_ref().map(|page: &Page| page.address);
     if let Some(path) = &options.ready_file {
-        write_ready(path, info, http, running.plain.as_ref()).map_err(|error| no_ready_file(path, &error))?;
+        write_ready(path, &ready(info, http, running.plain.as_ref()))?;
     }
     terminal.welcome(info, &handle.addresses(), page.as_ref(), kept(&handle).await);
     if let Some(plain) = &running.plain {
@@ -185,12 +185,12 @@ async fn page(options: &Run, handle: &Handle, terminal: &Terminal) -> Outcome<Op
     };
     if let Some(address) = options.http {
         let wanted = !address.ip().is_loopback() || options.http_token_file.is_some();
-        let token = wanted.then(|| token(options, handle)).transpose()?;
+        let token = wanted.then(|| token(options.http_token_file.as_deref(), handle)).transpose()?;
         let web = Web::serve_tcp(handle.clone(), address, token.clone()).await;
         return web.map(|web| shown(web, address, token)).map_err(|error| taken(address, &error));
     }
     // A proxy on this machine may let in others.
-    let token = options.http_token_file.as_ref().map(|_| token(options, handle)).transpose()?;
+    let token = options.http_token_file.as_deref().map(|file| token(Some(file), handle)).transpose()?;
     let tried = (HTTP_PORT_DEFAULT..=HTTP_PORT_DEFAULT + HTTP_PORTS_TRIED).chain([0]);
     for port in tried {
         match Web::serve_tcp(handle.clone(), usual(port), token.clone()).await {
@@ -208,22 +208,25 @@ async fn page(options: &Run, handle: &Handle, terminal: &Terminal) -> Outcome<Op
 }
 
 /// What other machines need for the page: from a file, so that a link works for more than one life of the node.
-fn token(options: &Run, handle: &Handle) -> Outcome<WebToken> {
+pub fn token(file: Option<&Path>, handle: &Handle) -> Outcome<WebToken> {
     let kept = handle.info().data_dir.as_ref().map(|folder| folder.join("web.token"));
-    match options.http_token_file.clone().or(kept) {
+    match file.map(Path::to_path_buf).or(kept) {
         Some(path) => Ok(WebToken::read_or_make(&path)?),
         None => WebToken::random().map_err(|error| Failure::failed(format!("no random numbers: {}", plain(&error)))),
     }
 }
 
 /// Removes what an earlier life left there, which would tell of this one too soon, and makes sure of the place.
-fn clear_ready(path: &Path) -> io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let (fresh, _) = fresh_beside(path)?;
-    std::fs::remove_file(fresh)
+pub fn clear_ready(path: &Path) -> Outcome {
+    let clear = || {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let (fresh, _) = fresh_beside(path)?;
+        std::fs::remove_file(fresh)
+    };
+    clear().map_err(|error| no_ready_file(path, &error))
 }
 
 fn fresh_beside(path: &Path) -> io::Result<(PathBuf, File)> {
@@ -239,9 +242,8 @@ fn no_ready_file(path: &Path, error: &io::Error) -> Failure {
         .hint("give `--ready-file` a file in a folder that is there and that you may write to")
 }
 
-/// By rename, so that whoever waits for the file never reads half of it.
-fn write_ready(path: &Path, info: &Info, http: Option<SocketAddr>, plain: Option<&Plain>) -> io::Result<()> {
-    let ready = json!({
+fn ready(info: &Info, http: Option<SocketAddr>, plain: Option<&Plain>) -> Value {
+    json!({
         "node": info.run.node,
         "epoch": info.run.epoch,
         "name": *info.name,
@@ -251,10 +253,17 @@ fn write_ready(path: &Path, info: &Info, http: Option<SocketAddr>, plain: Option
         "plain_pub": plain.and_then(Plain::publish),
         "plain_in": plain.and_then(Plain::collect),
         "pid": std::process::id(),
-    });
-    let (fresh, mut file) = fresh_beside(path)?;
-    writeln!(file, "{ready}")?;
-    std::fs::rename(&fresh, path)
+    })
+}
+
+/// By rename, so that whoever waits for the file never reads half of it.
+pub fn write_ready(path: &Path, ready: &Value) -> Outcome {
+    let write = || {
+        let (fresh, mut file) = fresh_beside(path)?;
+        writeln!(file, "{ready}")?;
+        std::fs::rename(&fresh, path)
+    };
+    write().map_err(|error| no_ready_file(path, &error))
 }
 
 impl Running {
@@ -281,14 +290,14 @@ impl Running {
 }
 
 impl Signals {
-    fn new() -> Outcome<Signals> {
+    pub fn new() -> Outcome<Signals> {
         let catch = |kind| {
             signal(kind).map_err(|error| Failure::failed(format!("signals cannot be caught: {}", plain(&error))))
         };
         Ok(Signals { interrupt: catch(SignalKind::interrupt())?, terminate: catch(SignalKind::terminate())? })
     }
 
-    async fn next(&mut self) {
+    pub async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}

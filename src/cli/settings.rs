@@ -167,6 +167,16 @@ fn settle(cli: &mut Cli, matches: &ArgMatches) -> Result<(), Failure> {
         None => settle_http(&mut cli.run, source),
         Some(Command::Run(run)) => settle_http(run, source),
         Some(Command::History(_) | Command::Key(_)) => Ok(()),
+        Some(Command::HistoryService(service)) => {
+            // What a file says of these is meant for the node.
+            if source("http") == Some(ValueSource::DefaultValue) {
+                service.http = None;
+            }
+            if source("data_dir") == Some(ValueSource::DefaultValue) {
+                service.data_dir = None;
+            }
+            Ok(())
+        }
         Some(Command::Pub(options::Publish { through, .. }))
         | Some(Command::Sub(options::Subscribe { through, .. }))
         | Some(Command::Peers(options::Peers { through, .. })) => {

@@ -410,7 +410,7 @@ fn url(page: SocketAddr) -> String {
 }
 
 /// A path as people write it.
-fn at_home(path: &Path) -> String {
+pub fn at_home(path: &Path) -> String {
     let home = etcetera::home_dir().ok();
     match home.and_then(|home| path.strip_prefix(home).ok().map(Path::to_path_buf)) {
         Some(rest) => format!("~/{}", rest.display()),

@@ -66,6 +66,33 @@ pub(super) async fn messages(handle: &Handle, query: ExportQuery) -> Answer {
     }))
 }
 
+/// `GET /` of the history service: an array of all texts, in the order in which they came.
+pub(super) async fn texts(handle: &Handle) -> Answer {
+    let handle = handle.clone();
+    let query = Query { limit: CHUNK_MESSAGES_MAX, ..Query::default() };
+    // A log that does not answer is told as such, not as a broken stream.
+    let (mut messages, mut next) = handle.scan(query.clone(), None).await?;
+    Ok(streamed("application/json", |pieces: Pieces| async move {
+        let mut piece = String::from("[");
+        let mut first = true;
+        loop {
+            for text in messages.iter().filter_map(|message| message.payload.text()) {
+                if !std::mem::take(&mut first) {
+                    piece.push(',');
+                }
+                piece += &to_text(&text);
+            }
+            if next.is_none() {
+                piece += "]\n";
+            }
+            if pieces.send(Ok(std::mem::take(&mut piece).into())).await.is_err() || next.is_none() {
+                return Ok(());
+            }
+            (messages, next) = handle.scan(query.clone(), next).await.map_err(io::Error::other)?;
+        }
+    }))
+}
+
 /// `GET /api/v1/history/export`: the log as a file that another node imports.
 pub(super) async fn export(handle: &Handle) -> Answer {
     let handle = handle.clone();

@@ -96,7 +96,19 @@ impl Web {
     /// What the system says when asked for the listener's address.
     pub fn serve(handle: Handle, listener: TcpListener, token: Option<WebToken>) -> io::Result<Web> {
         let address = listener.local_addr()?;
-        Ok(Web::start(Listener::Tcp(listener), Some(address), Site::new(handle, Access::Network(token))))
+        let site = Site::new(handle, Access::Network(token));
+        Ok(Web::start(Listener::Tcp(listener), Some(address), site, tree))
+    }
+
+    /// Serves the log alone at a listener that [`bind`] made, as the history service does: all texts at `/`, pages of
+    /// messages at `/messages`.
+    ///
+    /// # Errors
+    /// What the system says when asked for the listener's address.
+    pub fn serve_history(handle: Handle, listener: TcpListener, token: Option<WebToken>) -> io::Result<Web> {
+        let address = listener.local_addr()?;
+        let site = Site::new(handle, Access::Network(token));
+        Ok(Web::start(Listener::Tcp(listener), Some(address), site, history_tree))
     }
 
     /// Serves programs of this user at the Unix socket `path`, made with mode 0600 over whatever a killed process left
@@ -114,7 +126,8 @@ impl Web {
         let listener = UnixListener::bind(&unnamed)?;
         std::fs::set_permissions(&unnamed, std::fs::Permissions::from_mode(0o600))?;
         std::fs::rename(&unnamed, path)?;
-        Ok(Web::start(Listener::Unix(listener, path.into()), None, Site::new(handle, Access::UnixSocket)))
+        let site = Site::new(handle, Access::UnixSocket);
+        Ok(Web::start(Listener::Unix(listener, path.into()), None, site, tree))
     }
 
     /// Where it is reached over TCP, with the real port.
@@ -130,10 +143,14 @@ impl Web {
         let _ = timeout(CLOSE_WAIT, self.alive.recv()).await;
     }
 
-    fn start(listener: Listener, address: Option<SocketAddr>, site: Site) -> Web {
+    fn start<T>(listener: Listener, address: Option<SocketAddr>, site: Site, tree: fn(Arc<Site>) -> T) -> Web
+    where
+        T: Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync + 'static,
+    {
         let (closing, closed) = watch::channel(false);
         let (held, alive) = mpsc::channel(1);
-        tokio::spawn(accept(listener, Arc::new(Site { closing: closed, _alive: Some(held), ..site })));
+        let site = Arc::new(Site { closing: closed, _alive: Some(held), ..site });
+        tokio::spawn(accept(listener, tree(site.clone()), site));
         Web { address, closing, alive }
     }
 }
@@ -202,14 +219,9 @@ impl Site {
 }
 
 fn tree(site: Arc<Site>) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync + 'static {
-    let guarded = {
-        let site = site.clone();
-        let check = move |caller: Caller| future::ready(let_in(&site, &caller));
-        warp::any().and(caller()).and_then(check).untuple_one()
-    };
+    let guarded = guarded(site.clone());
     let site = warp::any().map(move || site.clone());
-    let reads = warp::get().or(warp::head()).unify();
-    let reads = warp::any().and(reads).and(site.clone());
+    let reads = reads().and(site.clone());
 
     let root = path::end().and(reads.clone()).and(caller()).and(warp::ext::optional::<OnUpgrade>()).then(root);
     let healthz = warp::path!("healthz").and(reads.clone()).map(|_| "ok\n".into_response());
@@ -266,8 +278,44 @@ fn tree(site: Arc<Site>) -> impl Filter<Extract = (Response,), Error = Infallibl
             future::ready(assets::file(path.as_str(), &headers).ok_or_else(warp::reject::not_found))
         },
     );
-    let all = guarded.and(health.or(api).unify().or(files).unify());
-    all.recover(|rejection: Rejection| future::ready(Ok::<_, Infallible>(refusal(&rejection)))).unify().map(
+    whole(guarded.and(health.or(api).unify().or(files).unify()))
+}
+
+/// What the history service shows.
+fn history_tree(site: Arc<Site>) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync {
+    let guarded = guarded(site.clone());
+    let site = warp::any().map(move || site.clone());
+    let reads = reads().and(site);
+    let texts = path::end()
+        .and(reads.clone())
+        .then(|site: Arc<Site>| async move { answer(history::texts(&site.handle).await) });
+    let messages =
+        warp::path!("messages").and(reads.clone()).and(warp::query()).then(|site: Arc<Site>, query| async move {
+            answer(api::messages(&site.handle, &site.searching, query).await)
+        });
+    let healthz = warp::path!("healthz").and(reads.clone()).map(|_| "ok\n".into_response());
+    let metrics =
+        warp::path!("metrics").and(reads).then(|site: Arc<Site>| async move { api::metrics(&site.handle).await });
+    whole(guarded.and(texts.or(messages).unify().or(healthz).unify().or(metrics).unify()))
+}
+
+/// GET and HEAD.
+fn reads() -> impl Filter<Extract = (), Error = Rejection> + Clone + Send + Sync + 'static {
+    warp::any().and(warp::get().or(warp::head()).unify())
+}
+
+/// Whom the guard lets in.
+fn guarded(site: Arc<Site>) -> impl Filter<Extract = (), Error = Rejection> + Clone + Send + Sync + 'static {
+    let check = move |caller: Caller| future::ready(let_in(&site, &caller));
+    warp::any().and(caller()).and_then(check).untuple_one()
+}
+
+/// Makes an answer of whatever was refused, and says of all answers what holds for all.
+fn whole<F>(tree: F) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync
+where
+    F: Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync,
+{
+    tree.recover(|rejection: Rejection| future::ready(Ok::<_, Infallible>(refusal(&rejection)))).unify().map(
         |mut response: Response| {
             response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
             response
@@ -366,9 +414,11 @@ enum Listener {
 }
 
 /// Takes connections until all is to be closed.
-async fn accept(listener: Listener, site: Arc<Site>) {
+async fn accept<T>(listener: Listener, tree: T, site: Arc<Site>)
+where
+    T: Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync + 'static,
+{
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let tree = tree(site.clone());
     let mut closing = pin!(site.closing());
     let next = async || {
         // The semaphore is never closed.

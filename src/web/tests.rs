@@ -174,7 +174,7 @@ async fn serve(change: impl FnOnce(&mut Site)) -> (Fake, Web) {
     let address = listener.local_addr().ok();
     let mut site = Site::new(fake.handle.clone(), Access::Network(None));
     change(&mut site);
-    let web = Web::start(Listener::Tcp(listener), address, site);
+    let web = Web::start(Listener::Tcp(listener), address, site, tree);
     (fake, web)
 }
 

@@ -12,6 +12,7 @@ mod lan;
 pub mod load;
 pub mod log;
 pub mod mesh;
+pub mod rabbit;
 pub mod raw;
 pub mod shim;
 pub mod soak;
@@ -56,6 +57,18 @@ pub fn eventually_some<T>(deadline: Duration, what: &str, mut condition: impl Fn
 pub fn elapse(span: Duration) {
     let started = Instant::now();
     eventually(span + Duration::from_secs(5), "time goes by", || started.elapsed() >= span);
+}
+
+/// A port of loopback that nobody has at this moment.
+pub fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// The Python of the tests' own set-up.
+pub fn python() -> Command {
+    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/venv/bin/python");
+    assert!(python.exists(), "no {}: `make setup` makes it", python.display());
+    Command::new(python)
 }
 
 /// For tests that measure times: one at a time in this test program.
@@ -142,7 +155,7 @@ impl Home {
     }
 }
 
-/// A `hubless run` process with a home of its own. Dropping it kills it.
+/// A `hubless` process that serves, with a home of its own. Dropping it kills it.
 #[derive(Debug)]
 pub struct Hubless {
     child: Child,
@@ -169,11 +182,22 @@ impl Hubless {
 
     /// As [`Hubless::spawn`], with this in its environment.
     pub fn spawn_with(place: &Place, home: &Home, args: &[&str], env: &[(&'static str, OsString)]) -> Hubless {
+        Hubless::spawn_command(place, home, "run", args, env)
+    }
+
+    /// As [`Hubless::spawn_with`], with another command that writes a ready file.
+    pub fn spawn_command(
+        place: &Place,
+        home: &Home,
+        name: &str,
+        args: &[&str],
+        env: &[(&'static str, OsString)],
+    ) -> Hubless {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let ready_file = home.path().join(format!("ready-{number}.json"));
         let stderr = home.path().join(format!("stderr-{number}.log"));
-        let mut command = home.hubless(place, &["run", "--ready-file"]);
+        let mut command = home.hubless(place, &[name, "--ready-file"]);
         command.arg(&ready_file).args(args).envs(env.iter().cloned());
         command.stdout(Stdio::null()).stderr(fs::File::create(&stderr).unwrap());
         let started = Instant::now();
