@@ -351,8 +351,8 @@ impl Caller {
 fn say(address: SocketAddr, bytes: &[u8]) -> Attempt {
     let mut wire = TcpStream::connect(address).unwrap();
     wire.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    // Who has nothing more to say stays: the node takes nobody's call who has hung up.
     let _ = wire.write_all(bytes); // It may be hung up on already.
-    let _ = wire.shutdown(std::net::Shutdown::Write);
     let mut came = Vec::new();
     let _ = wire.read_to_end(&mut came); // As above.
     Attempt { said: bytes.to_vec(), came: came.len() }
