@@ -10,8 +10,6 @@ use tokio::time::timeout;
 
 use crate::id::Room;
 
-/// What the lobby is called there, and what other rooms begin with.
-pub(super) const TOPIC: &str = "chat";
 /// The header that names the room where the routing key does not.
 pub(super) const ROOM_HEADER: &str = "x-hubless-room";
 /// How long a broker may take to answer.
@@ -106,8 +104,7 @@ impl Target {
 /// The room of a message: by its header, else by its routing key; else the lobby.
 pub(super) fn room(header: Option<&str>, routing_key: &str) -> Room {
     let named = header.and_then(|room| Room::new(room).ok());
-    let routed = || Room::new(routing_key.strip_prefix(TOPIC)?.strip_prefix('.')?).ok();
-    named.or_else(routed).unwrap_or_else(Room::lobby)
+    named.or_else(|| super::room(routing_key)).unwrap_or_else(Room::lobby)
 }
 
 #[cfg(test)]

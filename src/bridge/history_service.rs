@@ -18,6 +18,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
+use super::GUEST;
 use super::amqp::{ROOM_HEADER, Target, Trouble, room};
 use crate::error::PublishError;
 use crate::handle::Handle;
@@ -29,8 +30,6 @@ use crate::replica::batch::{Draft, PAYLOAD_BYTES_MAX, Via};
 pub const PREFETCH: u16 = 256;
 /// Messages that are kept and acknowledged together; the broker fills up meanwhile.
 const TOGETHER_MAX: usize = PREFETCH as usize / 2;
-/// Who says what comes without a name.
-const GUEST: &str = "guest";
 /// Pauses between tries to reach the broker, doubling.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 /// How long the last acknowledgements may take at the end.
@@ -69,6 +68,10 @@ impl HistoryService {
             loop {
                 let ended = listen(&handle, &options, &tell, &mut stopped).await;
                 let Err(trouble) = ended else { break };
+                // The node holds the other end of this for as long as it lives; without it nothing is ever kept.
+                if handle.peers_changed().has_changed().is_err() {
+                    break;
+                }
                 if tell.send_replace(false) {
                     (told, pause) = (None, BACK_OFF.0);
                 }

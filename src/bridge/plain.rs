@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use zeromq::ZmqMessage;
 
+use super::{GUEST, TOPIC, room};
 use crate::error::{PublishError, StartError};
 use crate::handle::Handle;
 use crate::id::Room;
@@ -31,10 +32,6 @@ use crate::net::link::Ear;
 use crate::net::publisher::Publisher;
 use crate::replica::batch::{Draft, Via};
 
-/// What the lobby is called there, and what other rooms begin with.
-const TOPIC: &str = "chat";
-/// Who says what comes from a client without a name.
-const GUEST: &str = "guest";
 /// Publishers connected to the SUB port at once; one more is hung up on.
 const PUBLISHERS_MAX: usize = 256;
 /// Messages of a client that are published together.
@@ -302,7 +299,7 @@ fn frame(room: &Room, text: &str) -> Bytes {
     frame.freeze()
 }
 
-/// What a client said; none if that is nothing. A topic that only begins like ours is somebody else's.
+/// What a client said; none if that is nothing.
 fn draft(frames: &[&[u8]]) -> Result<Option<Draft>, &'static str> {
     let (topic, text) = match frames {
         [one] => {
@@ -313,11 +310,7 @@ fn draft(frames: &[&[u8]]) -> Result<Option<Draft>, &'static str> {
         _ => return Err("parts"),
     };
     let topic = std::str::from_utf8(topic).map_err(|_| "topic")?;
-    let room = match topic.strip_prefix(TOPIC) {
-        Some("") => Room::lobby(),
-        Some(rest) => Room::new(rest.strip_prefix('.').ok_or("topic")?).map_err(|_| "topic")?,
-        None => return Err("topic"),
-    };
+    let room = room(topic).ok_or("topic")?;
     let text = std::str::from_utf8(text).map_err(|_| "body")?;
     if text.is_empty() {
         return Ok(None);

@@ -50,15 +50,18 @@ pub async fn serve(options: options::HistoryService) -> Outcome {
         let data_dir = handle.info().data_dir.clone();
         write_ready(path, &json!({ "http": address, "data_dir": data_dir, "pid": std::process::id() }))?;
     }
-    let mut connected = service.connected();
+    let (mut connected, mut alive) = (service.connected(), handle.peers_changed());
+    let stopped = || Failure::failed("the service has stopped by itself").hint("run it with `-v` to see why");
     let ended = loop {
         tokio::select! {
             () = signals.next() => break Ok(()),
             changed = connected.changed() => match changed {
                 Ok(()) if *connected.borrow_and_update() => terminal.note("the broker gives messages"),
                 Ok(()) => {}
-                Err(_) => break Err(Failure::failed("the service has stopped by itself").hint("run it with `-v` to see why")),
+                Err(_) => break Err(stopped()),
             },
+            // The log's node holds the other end of this for as long as it lives.
+            gone = alive.changed() => if gone.is_err() { break Err(stopped()) },
         }
     };
     let stop = async {

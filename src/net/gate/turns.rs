@@ -96,6 +96,11 @@ mod tests {
             assert_eq!(turns.next().await.1, *address);
         }
         assert!(began.elapsed() >= limits::TURN * (kept.len() as u32 - 1), "{:?}", began.elapsed());
+        // It takes a moment until it is known of the last one.
+        while turns.waiting.iter().any(|(tcp, _)| !has_hung_up(tcp)) {
+            assert!(began.elapsed() < Duration::from_secs(20), "it has hung up");
+            tokio::task::yield_now().await;
+        }
         let none = tokio::time::timeout(Duration::from_millis(20), turns.next()).await;
         assert!(none.is_err(), "nobody is left");
     }
