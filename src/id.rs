@@ -154,6 +154,9 @@ impl Key {
     }
 }
 
+/// No name of a room has a tilde.
+const CONTROL: &str = "~control";
+
 impl Room {
     /// The longest name, in bytes.
     pub const LEN_MAX: usize = 64;
@@ -161,6 +164,21 @@ impl Room {
     /// The room everybody is in: `lobby`.
     pub fn lobby() -> Room {
         Room("lobby".into())
+    }
+
+    /// The room of control entries, which no client can name.
+    pub(crate) fn control() -> Room {
+        Room(CONTROL.into())
+    }
+
+    /// Whether it is the room of control entries.
+    pub(crate) fn is_control(&self) -> bool {
+        *self.0 == *CONTROL
+    }
+
+    /// The name of a room as an entry or a log has it: [`Room::new`], or that of control entries.
+    pub(crate) fn of_entry(name: &str) -> Result<Room, ParseError> {
+        if name == CONTROL { Ok(Room::control()) } else { Room::new(name) }
     }
 
     /// The name of a room.

@@ -76,6 +76,10 @@ metrics! {
     cut: Family<Reason, Counter>;
     /// Bytes dropped with the connections of peers that were too slow.
     dropped_bytes: Counter;
+    /// Messages that targets of bridges confirmed.
+    bridge_sent: Counter;
+    /// Messages that came over bridges and were kept.
+    bridge_received: Counter;
     /// Readers of this node: programs, pages, bridges.
     readers: Gauge;
     /// Peers that are up both ways.

@@ -42,6 +42,9 @@ pub enum Filter {
     Room(Room),
     /// All rooms whose names begin with this.
     Prefix(String),
+    /// All rooms, and what nodes tell each other in the log: for bridges, which account for every entry.
+    #[doc(hidden)]
+    Everything,
 }
 
 impl Filter {
@@ -54,7 +57,8 @@ impl Filter {
     pub fn wants(&self, room: &Room) -> bool {
         match self {
             Filter::Room(wanted) => wanted == room,
-            Filter::Prefix(prefix) => room.as_str().starts_with(prefix),
+            Filter::Prefix(prefix) => !room.is_control() && room.as_str().starts_with(prefix),
+            Filter::Everything => true,
         }
     }
 }

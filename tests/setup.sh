@@ -62,10 +62,10 @@ if [[ ${#missing[@]} -gt 0 ]]; then
     "${root[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -qy --no-install-recommends "${missing[@]}"
 fi
 
-if ! target/venv/bin/python -c 'import pika, zmq' 2>/dev/null; then
-    may "pika and pyzmq in target/venv"
+if ! target/venv/bin/python -c 'import pika, redis, zmq' 2>/dev/null; then
+    may "pika, pyzmq and redis in target/venv"
     python3 -m venv --clear target/venv
-    target/venv/bin/python -m pip install -q pika pyzmq
+    target/venv/bin/python -m pip install -q pika pyzmq redis
 fi
 
 if [[ -f tests/web/package-lock.json ]] && ! cmp -s tests/web/package-lock.json tests/web/node_modules/.installed; then

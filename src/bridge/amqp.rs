@@ -1,19 +1,67 @@
-//! An AMQP 0-9-1 broker: where it is, how it is reached, and what its refusals mean.
+//! An AMQP 0-9-1 broker: where it is, how it is reached, what its refusals mean, and the bridge to an exchange of it.
+//!
+//! The bridge publishes persistent messages and waits for confirms. It reads the durable queue that the nodes of one mesh
+//! share, and acknowledges once the log has what came on disk: a `message-id` is the key of its entry, so it is one message
+//! however often it is delivered, and whichever node takes it. Headers say which meshes a message has passed, so none goes
+//! round.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use data_encoding::BASE32_NOPAD;
+use futures_util::future::{BoxFuture, pending};
+use futures_util::stream::ReadyChunks;
+use futures_util::{FutureExt, StreamExt};
+use lapin::message::Delivery;
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
+    ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldTable, LongString};
 use lapin::uri::{AMQPScheme, AMQPUri};
-use lapin::{Connection, ConnectionProperties, ErrorKind};
+use lapin::{
+    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer, ErrorKind, ExchangeKind,
+};
 use tokio::time::timeout;
 
-use crate::id::Room;
+use super::session::{Broker, Line};
+use super::{GUEST, TOPIC, Trouble};
+use crate::handle::{Draft, Handle, Message, NAME_BYTES_MAX, PAYLOAD_BYTES_MAX, Via};
+use crate::id::{Key, Room};
+use crate::metrics::count;
+use crate::replica::control::Control;
 
-/// The header that names the room where the routing key does not.
-pub(super) const ROOM_HEADER: &str = "x-hubless-room";
 /// How long a broker may take to answer.
 const CONNECT_WAIT: Duration = Duration::from_secs(10);
+/// Seconds without a sign of life after which a connection is given up, unless the URL says otherwise.
+const HEARTBEAT_SECS: u16 = 10;
+/// How often it is looked whether a connection that gives nothing is there.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Messages that the broker gives before the first of them is acknowledged.
+pub const PREFETCH: u16 = 256;
+/// Messages that are kept and acknowledged together; the broker fills up meanwhile.
+pub(super) const TOGETHER_MAX: usize = PREFETCH as usize / 2;
+/// How long the last words may take at the end.
+pub(super) const CLOSE_WAIT: Duration = Duration::from_secs(1);
+/// A queue that no node of its mesh reads is deleted after so long, in milliseconds: 7 days.
+const QUEUE_EXPIRES_MS: i32 = 7 * 24 * 3600 * 1000;
+
+/// Headers of a message.
+mod header {
+    pub const NODE: &str = "x-hubless-node";
+    pub const NAME: &str = "x-hubless-name";
+    /// Names the room where the routing key does not.
+    pub const ROOM: &str = "x-hubless-room";
+    pub const MESH: &str = "x-hubless-mesh";
+    pub const SITE: &str = "x-hubless-site";
+    /// How many meshes it has passed.
+    pub const HOPS: &str = "x-hubless-hops";
+    /// Which: `MESH/SITE`, separated by commas.
+    pub const PATH: &str = "x-hubless-path";
+}
 
 /// A broker by its URL. What it shows of itself holds neither user nor password.
 #[derive(Clone)]
@@ -51,20 +99,6 @@ impl fmt::Debug for Target {
     }
 }
 
-/// Why a broker does not do what is asked of it, and what to do.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message}{}", hint.map_or(String::new(), |hint| format!(" ({hint})")))]
-pub struct Trouble {
-    message: String,
-    hint: Option<&'static str>,
-}
-
-impl Trouble {
-    pub(super) fn new(message: impl Into<String>) -> Trouble {
-        Trouble { message: message.into(), hint: None }
-    }
-}
-
 impl From<lapin::Error> for Trouble {
     fn from(error: lapin::Error) -> Trouble {
         match error.kind() {
@@ -79,7 +113,7 @@ impl From<lapin::Error> for Trouble {
                     530 => Some("the vhost is not there, or the user of the URL may not use it"),
                     _ => None,
                 };
-                Trouble { message: refusal.get_message().to_string(), hint }
+                Trouble::new(refusal.get_message().to_string()).hint(hint)
             }
             ErrorKind::IOError(error) => Trouble::new(error.to_string()),
             ErrorKind::MissingHeartbeatError => Trouble::new("the broker has fallen silent"),
@@ -95,14 +129,333 @@ impl Target {
     /// [`Trouble`], also if the broker takes longer than 10 s.
     pub(super) async fn connect(&self, name: String) -> Result<Connection, Trouble> {
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        let connection = Connection::connect_uri(self.0.clone(), properties);
+        let mut uri = self.0.clone();
+        uri.query.heartbeat.get_or_insert(HEARTBEAT_SECS);
+        let connection = Connection::connect_uri(uri, properties);
         let connected = timeout(CONNECT_WAIT, connection).await;
         Ok(connected.map_err(|_| Trouble::new("the broker does not answer"))??)
     }
 }
 
+/// How an exchange gives messages to queues.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ExchangeType {
+    /// To all of them.
+    #[default]
+    Fanout,
+    /// To those bound with a pattern that the routing key fits.
+    Topic,
+    /// To those bound with the very routing key.
+    Direct,
+}
+
+impl FromStr for ExchangeType {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<ExchangeType, String> {
+        match word {
+            "fanout" => Ok(ExchangeType::Fanout),
+            "topic" => Ok(ExchangeType::Topic),
+            "direct" => Ok(ExchangeType::Direct),
+            _ => Err("fanout, topic or direct".into()),
+        }
+    }
+}
+
+impl From<ExchangeType> for ExchangeKind {
+    fn from(kind: ExchangeType) -> ExchangeKind {
+        match kind {
+            ExchangeType::Fanout => ExchangeKind::Fanout,
+            ExchangeType::Topic => ExchangeKind::Topic,
+            ExchangeType::Direct => ExchangeKind::Direct,
+        }
+    }
+}
+
+/// An exchange, and how it is read.
+#[derive(Clone, Debug)]
+pub struct Exchange {
+    /// The broker.
+    pub target: Target,
+    /// The exchange, made where it is missing; durable.
+    pub exchange: String,
+    /// How it gives messages to queues.
+    pub kind: ExchangeType,
+    /// The durable queue that nodes of this mesh share; none: `hubless.MESH.SITE`.
+    pub queue: Option<String>,
+    /// No such queue: what is said while no node listens is lost to the mesh.
+    pub live: bool,
+    /// Routing keys to bind the queue with, besides those of the rooms.
+    pub bind: Vec<String>,
+    /// Tells this mesh from others of its name at this broker; none: a random word that the log keeps.
+    pub site: Option<String>,
+}
+
+impl Exchange {
+    /// Connects and declares the exchange, and answers in words what is there.
+    ///
+    /// # Errors
+    /// [`Trouble`].
+    pub async fn check(&self) -> Result<String, Trouble> {
+        let connection = self.target.connect("hubless check".into()).await?;
+        let channel = connection.create_channel().await?;
+        self.declare(&channel).await?;
+        let _ = timeout(CLOSE_WAIT, connection.close(200, "".into())).await;
+        let kind = match self.kind {
+            ExchangeType::Fanout => "fanout",
+            ExchangeType::Topic => "topic",
+            ExchangeType::Direct => "direct",
+        };
+        Ok(format!("an AMQP 0-9-1 broker with the durable {kind} exchange {}", self.exchange))
+    }
+
+    async fn declare(&self, channel: &Channel) -> Result<(), Trouble> {
+        let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+        let (exchange, none) = (self.exchange.as_str().into(), FieldTable::default());
+        Ok(channel.exchange_declare(exchange, self.kind.into(), durable, none).await?)
+    }
+}
+
+impl Broker for Exchange {
+    type Line = Connected;
+
+    const BARE: bool = false;
+
+    fn name(&self) -> String {
+        format!("amqp {} {}", self.target, self.exchange)
+    }
+
+    async fn connect(&self, handle: &Handle) -> Result<Connected, Trouble> {
+        let info = handle.info();
+        let connection = self.target.connect(format!("hubless {} of {}", info.name, info.mesh)).await?;
+        let out = connection.create_channel().await?;
+        out.confirm_select(ConfirmSelectOptions::default()).await?;
+        self.declare(&out).await?;
+        let (exchange, handle) = (self.clone(), handle.clone());
+        Ok(Connected { exchange, handle, connection, out, source: None, site: "".into(), bound: HashSet::new() })
+    }
+}
+
+/// A connection that publishes, and reads the queue once this node leads.
+pub struct Connected {
+    exchange: Exchange,
+    handle: Handle,
+    connection: Connection,
+    out: Channel,
+    source: Option<Source>,
+    site: Arc<str>,
+    /// Rooms whose routing keys the queue is bound with, where only the very key will do.
+    bound: HashSet<Room>,
+}
+
+/// A queue that is read.
+struct Source {
+    /// Lives as long as it is read.
+    _channel: Channel,
+    queue: String,
+    deliveries: ReadyChunks<Consumer>,
+    /// The last one taken and not acknowledged.
+    last: Option<Delivery>,
+}
+
+impl Connected {
+    /// The word of this mesh, made if there is none.
+    async fn site(&self) -> Result<Arc<str>, Trouble> {
+        if let Some(site) = &self.exchange.site {
+            return Ok(site.as_str().into());
+        }
+        let unread = |error: crate::error::HistoryError| Trouble::new(format!("nothing is read: {error}"));
+        if let Some(site) = self.handle.site().await.map_err(unread)? {
+            return Ok(site);
+        }
+        let random = getrandom::u64().map_err(|error| Trouble::new(format!("no random numbers: {error}")))?;
+        let word = BASE32_NOPAD.encode(&random.to_be_bytes()[..5]).to_ascii_lowercase();
+        let told = self.handle.tell(&Control::Site(word.into())).await;
+        told.map_err(|error| Trouble::new(format!("nothing is kept: {error}")))?;
+        self.handle.site().await.map_err(unread)?.ok_or_else(|| Trouble::new("the log does not remember the site"))
+    }
+
+    /// Which mesh this is, as other meshes see it.
+    fn place(&self) -> String {
+        format!("{}/{}", self.handle.info().mesh, self.site)
+    }
+
+    /// A message of somebody else; none if it has been here before, or is no message.
+    fn draft(&self, delivery: &Delivery) -> Option<Draft> {
+        let path = header(delivery, header::PATH).unwrap_or_default();
+        if path.split(',').any(|place| place == self.place()) {
+            return None;
+        }
+        match draft(delivery) {
+            Ok(draft) => Some(draft),
+            Err(reason) => {
+                tracing::warn!("a message of {} bytes is not kept: {reason}", delivery.data.len());
+                count(&self.handle.metrics().malformed, reason);
+                None
+            }
+        }
+    }
+
+    fn properties(&self, message: &Message) -> BasicProperties {
+        let text = |text: &str| AMQPValue::LongString(LongString::from(text));
+        let mut headers = FieldTable::default();
+        for (name, value) in [
+            (header::NODE, text(&message.id.run.node.to_string())),
+            (header::NAME, text(&message.name)),
+            (header::ROOM, text(message.room.as_str())),
+            (header::MESH, text(&self.handle.info().mesh)),
+            (header::SITE, text(&self.site)),
+            (header::HOPS, AMQPValue::LongInt(1)),
+            (header::PATH, text(&self.place())),
+        ] {
+            headers.insert(name.into(), value);
+        }
+        BasicProperties::default()
+            .with_message_id(message.id.to_string().into())
+            .with_content_type("text/plain; charset=utf-8".into())
+            .with_timestamp(message.hlc.wall_ms() / 1000)
+            .with_app_id("hubless".into())
+            .with_delivery_mode(2)
+            .with_headers(headers)
+    }
+}
+
+impl Line for Connected {
+    async fn listen(&mut self) -> Result<(), Trouble> {
+        self.site = self.site().await?;
+        let channel = self.connection.create_channel().await?;
+        channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
+        let Exchange { queue, live, kind, bind, .. } = self.exchange.clone();
+        let mut arguments = FieldTable::default();
+        let options = if live {
+            QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() }
+        } else {
+            arguments.insert("x-expires".into(), AMQPValue::LongInt(QUEUE_EXPIRES_MS));
+            QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() }
+        };
+        let name = match queue {
+            _ if live => String::new(),
+            Some(queue) => queue,
+            None => format!("hubless.{}.{}", self.handle.info().mesh, self.site),
+        };
+        let queue = channel.queue_declare(name.as_str().into(), options, arguments).await?.name().to_string();
+        let options = BasicConsumeOptions { no_ack: live, ..BasicConsumeOptions::default() };
+        let mut keys = bind;
+        match kind {
+            ExchangeType::Fanout => keys.push(String::new()),
+            ExchangeType::Topic => keys.push(format!("{TOPIC}.#")),
+            ExchangeType::Direct => {
+                let rooms = self.handle.rooms().await.unwrap_or_default().into_iter().map(|known| known.room);
+                self.bound = rooms.chain([Room::lobby()]).collect();
+                keys.extend(self.bound.iter().map(routing_key));
+            }
+        }
+        let none = FieldTable::default();
+        for key in keys {
+            let (queue, exchange) = (queue.as_str().into(), self.exchange.exchange.as_str().into());
+            channel.queue_bind(queue, exchange, key.into(), QueueBindOptions::default(), none.clone()).await?;
+        }
+        let consumer = channel.basic_consume(queue.as_str().into(), "".into(), options, none).await?;
+        self.source =
+            Some(Source { _channel: channel, queue, deliveries: consumer.ready_chunks(TOGETHER_MAX), last: None });
+        Ok(())
+    }
+
+    fn send(&mut self, message: &Message) -> BoxFuture<'static, Result<(), Trouble>> {
+        let (channel, exchange, properties) =
+            (self.out.clone(), self.exchange.exchange.clone(), self.properties(message));
+        let key = routing_key(&message.room);
+        let text = message.payload.bytes().clone();
+        // A room that is new here is to be heard, too. The broker does one after the other what comes over a channel.
+        let new = self.exchange.kind == ExchangeType::Direct && self.bound.insert(message.room.clone());
+        let queue = self.source.as_ref().filter(|_| new).map(|source| source.queue.clone());
+        let publish = async move {
+            if let Some(queue) = queue {
+                let options = QueueBindOptions { nowait: true };
+                let (queue, exchange) = (queue.into(), exchange.as_str().into());
+                channel.queue_bind(queue, exchange, key.as_str().into(), options, FieldTable::default()).await?;
+            }
+            let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+            let sent = channel.basic_publish(exchange.into(), key.into(), options, &text, properties).await?;
+            match sent.await? {
+                // One that fits no queue has come as far as it can.
+                Confirmation::Ack(_) | Confirmation::NotRequested => Ok(()),
+                Confirmation::Nack(_) => Err(Trouble::new("the broker could not keep a message")),
+            }
+        };
+        publish.boxed()
+    }
+
+    async fn receive(&mut self) -> Result<Vec<Draft>, Trouble> {
+        let ended = || Trouble::new("the connection has ended");
+        let look = async {
+            while self.connection.status().connected() && self.out.status().connected() {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        let next = async {
+            match &mut self.source {
+                Some(source) => source.deliveries.next().await,
+                None => pending().await,
+            }
+        };
+        let chunk = tokio::select! {
+            chunk = next => chunk.ok_or_else(|| Trouble::new("the queue was deleted, or the connection has ended"))?,
+            () = look => return Err(ended()),
+        };
+        let mut drafts = Vec::with_capacity(chunk.len());
+        let mut last = None;
+        for delivery in chunk {
+            let delivery = delivery?;
+            drafts.extend(self.draft(&delivery));
+            last = Some(delivery);
+        }
+        if let Some(source) = self.source.as_mut().filter(|_| !self.exchange.live) {
+            source.last = last;
+        }
+        Ok(drafts)
+    }
+
+    async fn kept(&mut self) -> Result<(), Trouble> {
+        if let Some(last) = self.source.as_mut().and_then(|source| source.last.take()) {
+            last.acker.ack(BasicAckOptions { multiple: true }).await?;
+        }
+        Ok(())
+    }
+
+    async fn close(self) {
+        // Also sends the acknowledgements that are still here; a broker that is gone takes nothing.
+        let _ = timeout(CLOSE_WAIT, self.connection.close(200, "".into())).await;
+    }
+}
+
+fn routing_key(room: &Room) -> String {
+    if *room == Room::lobby() { TOPIC.into() } else { format!("{TOPIC}.{room}") }
+}
+
+fn header<'a>(delivery: &'a Delivery, name: &str) -> Option<&'a str> {
+    let value = delivery.properties.headers().as_ref()?.inner().get(name)?;
+    std::str::from_utf8(value.as_long_string()?.as_bytes()).ok()
+}
+
+/// A message as it is kept, or why it is not.
+pub(super) fn draft(delivery: &Delivery) -> Result<Draft, &'static str> {
+    let text = std::str::from_utf8(&delivery.data).map_err(|_| "body")?;
+    if text.len() > PAYLOAD_BYTES_MAX {
+        return Err("length");
+    }
+    let id = delivery.properties.message_id().as_ref().map(|id| id.as_str()).filter(|id| !id.is_empty());
+    let name = header(delivery, header::NAME).filter(|name| name.len() <= NAME_BYTES_MAX);
+    Ok(Draft {
+        name: Some(Arc::from(name.unwrap_or(GUEST))),
+        key: id.map(Key::of_client_id),
+        via: Via::Amqp,
+        ..Draft::new(room(header(delivery, header::ROOM), delivery.routing_key.as_str()), text)
+    })
+}
+
 /// The room of a message: by its header, else by its routing key; else the lobby.
-pub(super) fn room(header: Option<&str>, routing_key: &str) -> Room {
+fn room(header: Option<&str>, routing_key: &str) -> Room {
     let named = header.and_then(|room| Room::new(room).ok());
     named.or_else(|| super::room(routing_key)).unwrap_or_else(Room::lobby)
 }

@@ -3,7 +3,6 @@
 //! A message is acknowledged once the log has it on disk, so none is lost, whoever dies. One with a `message-id` is kept
 //! once however often it is delivered; one without is never taken for another, so a delivery that is repeated is kept again.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -18,22 +17,14 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-use super::GUEST;
-use super::amqp::{ROOM_HEADER, Target, Trouble, room};
-use crate::error::PublishError;
+use super::Trouble;
+use super::amqp::{CLOSE_WAIT, PREFETCH, TOGETHER_MAX, Target, draft};
+use super::supervise::{jittered, keep};
 use crate::handle::Handle;
-use crate::id::Key;
 use crate::metrics::count;
-use crate::replica::batch::{Draft, PAYLOAD_BYTES_MAX, Via};
 
-/// Messages that the broker gives before the first of them is acknowledged.
-pub const PREFETCH: u16 = 256;
-/// Messages that are kept and acknowledged together; the broker fills up meanwhile.
-const TOGETHER_MAX: usize = PREFETCH as usize / 2;
 /// Pauses between tries to reach the broker, doubling.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
-/// How long the last acknowledgements may take at the end.
-const CLOSE_WAIT: Duration = Duration::from_secs(1);
 
 /// What to listen to.
 #[derive(Clone, Debug)]
@@ -100,12 +91,6 @@ impl HistoryService {
         let _ = self.stop.send(());
         let _ = self.task.await;
     }
-}
-
-/// Between half of `pause` and all of it.
-fn jittered(pause: Duration) -> Duration {
-    let chance = getrandom::u32().map_or(1.0, |random| f64::from(random) / f64::from(u32::MAX));
-    pause.mul_f64(0.5 + chance / 2.0)
 }
 
 /// Takes what the queue has until the broker fails, the disk does, or it is `stopped`.
@@ -181,43 +166,4 @@ async fn take(handle: &Handle, chunk: Vec<lapin::Result<Delivery>>) -> Result<()
         last.acker.ack(BasicAckOptions { multiple: true }).await?;
     }
     failed.map_or(Ok(()), |error| Err(error.into()))
-}
-
-async fn keep(handle: &Handle, drafts: Vec<Draft>) -> Result<(), PublishError> {
-    match handle.publish_all(drafts.clone()).await {
-        Err(PublishError::KeyReused) => {}
-        done => return done.map(drop),
-    }
-    // Somebody gave one id to two texts: the first of them stays.
-    for draft in drafts {
-        match handle.publish_with(draft).await {
-            Err(PublishError::KeyReused) => {
-                tracing::warn!("a message is not kept: its message-id was that of another text");
-                count(&handle.metrics().malformed, "message-id");
-            }
-            done => drop(done?),
-        }
-    }
-    Ok(())
-}
-
-/// A message as it is kept, or why it is not.
-fn draft(delivery: &Delivery) -> Result<Draft, &'static str> {
-    let text = std::str::from_utf8(&delivery.data).map_err(|_| "body")?;
-    if text.len() > PAYLOAD_BYTES_MAX {
-        return Err("length");
-    }
-    let headers = delivery.properties.headers().as_ref();
-    let header = |name: &str| {
-        let value = headers.and_then(|headers| headers.inner().get(name))?;
-        std::str::from_utf8(value.as_long_string()?.as_bytes()).ok()
-    };
-    let id = delivery.properties.message_id().as_ref().map(|id| id.as_str()).filter(|id| !id.is_empty());
-    let name = header("x-hubless-name").filter(|name| name.len() <= crate::replica::batch::NAME_BYTES_MAX);
-    Ok(Draft {
-        name: Some(Arc::from(name.unwrap_or(GUEST))),
-        key: id.map(Key::of_client_id),
-        via: Via::Amqp,
-        ..Draft::new(room(header(ROOM_HEADER), delivery.routing_key.as_str()), text)
-    })
 }

@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use hubless::bridge::plain;
+use hubless::bridge::amqp::{Exchange, ExchangeType};
+use hubless::bridge::redis::Channels;
+use hubless::bridge::{self, Target, plain};
 use hubless::config::{Config, Fsync, Listen, Seed, host_name};
 use hubless::id::Room;
 use hubless::mesh_key::{KeyError, KeyRing};
@@ -68,6 +70,10 @@ pub enum Command {
     /// A mesh with a key is for those who have it: its nodes talk to no others, and nobody else can read or write.
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Try the configured Redis and AMQP brokers, and say what is there
+    ///
+    /// Takes the options of `hubless run`. Exits with 1 if one of them does not do what is asked of it.
+    Check(Check),
     /// Show who is in the mesh, how found, and the round-trip time
     ///
     /// Asks the node that runs on this machine, and without one joins the mesh for the moment.
@@ -97,11 +103,60 @@ pub struct Run {
     #[command(flatten)]
     pub keep: Keep,
     #[command(flatten)]
+    pub bridges: BridgeOptions,
+    #[command(flatten)]
     pub plain: PlainOptions,
     #[command(flatten)]
     pub node: NodeOptions,
     #[command(flatten)]
     pub log: LogOptions,
+}
+
+/// Brokers that the mesh is joined to. Several nodes may name the same one: one of them is active, the others take over.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Bridges")]
+pub struct BridgeOptions {
+    /// A Redis server: redis://[[USER]:PASSWORD@]HOST[:PORT]
+    // As text: an error of the parser would show the password in it.
+    #[arg(long, value_name = "URL")]
+    pub redis: Option<String>,
+    /// How Redis is spoken to [default: pubsub]
+    #[arg(long, value_name = "pubsub", value_parser = redis_mode)]
+    pub redis_mode: Option<String>,
+    /// The channel that stands for the lobby
+    #[arg(long, value_name = "CHANNEL", default_value = "chat_messages")]
+    pub redis_channel: String,
+    /// What the channels of other rooms begin with
+    #[arg(long, value_name = "PREFIX", default_value = "chat.")]
+    pub redis_room_prefix: String,
+    /// An AMQP 0-9-1 broker such as RabbitMQ: amqp://[USER:PASSWORD@]HOST[:PORT][/VHOST]
+    // As text: an error of the parser would show the password in it.
+    #[arg(long, value_name = "URL")]
+    pub amqp: Option<String>,
+    /// The durable exchange, made where it is missing
+    #[arg(long, value_name = "NAME", default_value = "chat")]
+    pub amqp_exchange: String,
+    /// What kind of exchange it is
+    #[arg(long, value_name = "fanout|topic|direct", default_value = "fanout")]
+    pub amqp_exchange_type: ExchangeType,
+    /// The durable queue that the nodes of this mesh share [default: hubless.MESH.SITE]
+    #[arg(long, value_name = "NAME")]
+    pub amqp_queue: Option<String>,
+    /// No durable queue: what others say there while no node listens is lost to this mesh
+    #[arg(long)]
+    pub amqp_live: bool,
+    /// A routing key to bind the queue with, besides those of the rooms; repeatable
+    #[arg(long, value_name = "KEY")]
+    pub amqp_bind: Vec<String>,
+    /// Tells this mesh from others of its name at one broker [default: a random word, made once and kept in the log]
+    #[arg(long, value_name = "WORD")]
+    pub site: Option<String>,
+    /// Let what came in as bare text (Redis pub/sub, stock ZeroMQ) out to AMQP
+    #[arg(long)]
+    pub relay: bool,
+    /// Where a bridge begins that is new to its mesh: with the next message, or with the oldest there is
+    #[arg(long, value_name = "now|start", default_value = "now", value_parser = ["now", "start"])]
+    pub bridge_from: String,
 }
 
 /// What a node keeps.
@@ -271,6 +326,17 @@ pub struct Place {
 }
 
 #[derive(Debug, Args)]
+pub struct Check {
+    /// Print one JSON object for each broker
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub bridges: BridgeOptions,
+    #[command(flatten)]
+    pub log: LogOptions,
+}
+
+#[derive(Debug, Args)]
 pub struct HistoryService {
     /// The broker [default: amqp://localhost]
     // As text: an error of the parser would show the password in it.
@@ -426,6 +492,7 @@ impl Command {
             Command::History(history) => &history.place().log,
             Command::Peers(peers) => &peers.through.log,
             Command::HistoryService(service) => &service.log,
+            Command::Check(check) => &check.log,
             Command::Key(key) => &key.place().log,
         }
     }
@@ -470,6 +537,36 @@ impl Keep {
             retain_bytes: retain_bytes.unwrap_or(config.retain_bytes),
             ..config
         }
+    }
+}
+
+impl BridgeOptions {
+    /// The bridges asked for.
+    ///
+    /// # Errors
+    /// What is wrong with a URL, without the URL.
+    pub fn wanted(&self) -> Result<Vec<bridge::Options>, String> {
+        let mut targets = Vec::new();
+        if let Some(url) = &self.redis {
+            targets.push(Target::Redis(Channels {
+                target: url.parse().map_err(|error| format!("--redis: {error}"))?,
+                lobby: self.redis_channel.clone(),
+                prefix: self.redis_room_prefix.clone(),
+            }));
+        }
+        if let Some(url) = &self.amqp {
+            targets.push(Target::Amqp(Exchange {
+                target: url.parse().map_err(|error| format!("--amqp: {error}"))?,
+                exchange: self.amqp_exchange.clone(),
+                kind: self.amqp_exchange_type,
+                queue: self.amqp_queue.clone(),
+                live: self.amqp_live,
+                bind: self.amqp_bind.clone(),
+                site: self.site.clone(),
+            }));
+        }
+        let (relay, from_start) = (self.relay, self.bridge_from == "start");
+        Ok(targets.into_iter().map(|target| bridge::Options { target, relay, from_start }).collect())
     }
 }
 
@@ -518,6 +615,14 @@ pub fn switch(text: &str) -> Result<bool, String> {
         "1" | "true" => Ok(true),
         "0" | "false" => Ok(false),
         _ => Err("a switch is 1, true, 0 or false".into()),
+    }
+}
+
+fn redis_mode(word: &str) -> Result<String, String> {
+    match word {
+        "pubsub" => Ok(word.into()),
+        "streams" => Err("streams are not spoken yet, only pubsub".into()),
+        _ => Err("only pubsub is spoken yet".into()),
     }
 }
 

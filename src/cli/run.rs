@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use hubless::bridge::plain::Plain;
+use hubless::bridge::{self, Bridge};
 use hubless::config::{Config, Listen, PORT_DEFAULT};
 use hubless::error::StartError;
 use hubless::handle::{Event, HistoryHealth, Info};
@@ -39,6 +40,7 @@ struct Running {
     handle: Handle,
     web: Option<Web>,
     plain: Option<Plain>,
+    bridges: Vec<Bridge>,
     control: Option<Control>,
 }
 
@@ -54,10 +56,15 @@ pub async fn run(options: Run) -> Outcome {
     if let Some(path) = &options.ready_file {
         clear_ready(path)?;
     }
+    let bridges = options.bridges.wanted().map_err(Failure::usage)?;
+    if !bridges.is_empty() && options.keep.no_history {
+        return Err(Failure::usage("a bridge needs the history: it says how far the bridge has come")
+            .hint("leave out `--no-history`"));
+    }
     let handle = start(&options, &terminal).await?;
-    let mut running = Running { handle: handle.clone(), web: None, plain: None, control: None };
+    let mut running = Running { handle: handle.clone(), web: None, plain: None, bridges: Vec::new(), control: None };
     let outcome = tokio::select! {
-        outcome = serve(&options, &mut running, &mut terminal) => outcome,
+        outcome = serve(&options, bridges, &mut running, &mut terminal) => outcome,
         () = signals.next() => Ok(()),
     };
     let again = async {
@@ -116,7 +123,12 @@ fn tell_substitutes(config: &Config, first_name: &str, first_pid: u32, info: &In
 }
 
 /// Opens all doors, says so, and tells what happens until the node stops.
-async fn serve(options: &Run, running: &mut Running, terminal: &mut Terminal) -> Outcome {
+async fn serve(
+    options: &Run,
+    bridges: Vec<bridge::Options>,
+    running: &mut Running,
+    terminal: &mut Terminal,
+) -> Outcome {
     let handle = running.handle.clone();
     let mut events = handle.events();
     let page = page(options, &handle, terminal).await?;
@@ -125,6 +137,7 @@ async fn serve(options: &Run, running: &mut Running, terminal: &mut Terminal) ->
     if let Some(wanted) = options.plain.wanted() {
         running.plain = Some(Plain::start(handle.clone(), wanted).await?);
     }
+    running.bridges = bridges.into_iter().map(|bridge| Bridge::start(handle.clone(), bridge)).collect();
     let info = handle.info();
     match Control::open(handle.clone(), info.data_dir.as_deref()).await {
         Ok(control) => running.control = Some(control),
@@ -269,7 +282,7 @@ pub fn write_ready(path: &Path, ready: &Value) -> Outcome {
 impl Running {
     /// Browsers and peers are told at once: neither waits until the other has answered.
     async fn stop(self) {
-        let Running { handle, web, plain, control } = self;
+        let Running { handle, web, plain, bridges, control } = self;
         let web = async {
             if let Some(web) = web {
                 web.close().await;
@@ -285,7 +298,15 @@ impl Running {
                 plain.close().await;
             }
         };
-        tokio::join!(web, plain, control, handle.shutdown());
+        // Another node goes on where a bridge of this one ends.
+        let handed_over = async {
+            let bridges = bridges.into_iter().map(|bridge| tokio::spawn(bridge.close()));
+            for bridge in bridges.collect::<Vec<_>>() {
+                let _ = bridge.await;
+            }
+            handle.shutdown().await;
+        };
+        tokio::join!(web, plain, control, handed_over);
     }
 }
 

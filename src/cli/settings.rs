@@ -166,7 +166,7 @@ fn settle(cli: &mut Cli, matches: &ArgMatches) -> Result<(), Failure> {
     match &mut cli.command {
         None => settle_http(&mut cli.run, source),
         Some(Command::Run(run)) => settle_http(run, source),
-        Some(Command::History(_) | Command::Key(_)) => Ok(()),
+        Some(Command::History(_) | Command::Key(_) | Command::Check(_)) => Ok(()),
         Some(Command::HistoryService(service)) => {
             // What a file says of these is meant for the node.
             if source("http") == Some(ValueSource::DefaultValue) {

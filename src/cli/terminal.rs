@@ -13,7 +13,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use hubless::config::host_name;
-use hubless::handle::{Event, HistoryHealth, Info, Peer, PeerState};
+use hubless::handle::{BridgeState, BridgeStatus, Event, HistoryHealth, Info, Peer, PeerState};
 use hubless::id::{NodeId, Run};
 use hubless::subscription::GapReason;
 use hubless::web::WebToken;
@@ -272,6 +272,23 @@ impl Terminal {
                     _ => self.line(YELLOW, "!", format_args!("peers reach this node at {reached} now")),
                 }
             }
+            Event::Bridge(BridgeStatus { name, state, trouble, .. }) => match self.manner {
+                Manner::Events => {
+                    tracing::info!(bridge = %name, state = word(state), trouble = trouble.as_deref(), "a bridge")
+                }
+                _ => match (state, trouble) {
+                    (BridgeState::Active, _) => {
+                        self.line(GREEN, "!", format_args!("bridge {}: this node leads", clean(name)))
+                    }
+                    (BridgeState::Standing, _) => {
+                        self.line(GREEN, "!", format_args!("bridge {}: connected", clean(name)))
+                    }
+                    (BridgeState::Connecting, Some(trouble)) => {
+                        self.line(RED, "!", format_args!("bridge {}: {}; trying again", clean(name), clean(trouble)))
+                    }
+                    (BridgeState::Connecting, None) => {}
+                },
+            },
             Event::Cloned(peer) => match self.manner {
                 Manner::Events => tracing::info!(node = %peer.run.node, name = %peer.name, "this node has a double"),
                 _ => self.line(

@@ -4,6 +4,7 @@
 //! and any runtime will do: the node has a thread of its own. Dropping the last handle stops the node.
 
 pub mod archive;
+mod bridges;
 mod durable;
 mod query;
 
@@ -22,6 +23,8 @@ use crate::metrics::Metrics;
 use crate::replica::batch::Batch;
 use crate::replica::event::Kept;
 
+pub(crate) use self::bridges::Bridges;
+pub use self::bridges::{BridgeState, BridgeStatus};
 pub(crate) use self::durable::Holders;
 pub use self::durable::{Acker, Begin, DURABLE_NAME_BYTES_MAX, Durable, DurableSummary, Mark, UNACKED_MAX};
 
@@ -51,6 +54,7 @@ pub(crate) struct Inner {
     /// The log, if the node keeps one.
     pub log: Option<LogHandle>,
     pub holders: Arc<Holders>,
+    pub bridges: Bridges,
     /// How well the log and the clock are.
     pub health: watch::Receiver<HistoryHealth>,
 }
@@ -312,6 +316,8 @@ pub enum Event {
     Addresses(Arc<[SocketAddr]>),
     /// The history began or ceased to work.
     History(HistoryHealth),
+    /// A bridge of this node reached its target or lost it, leads or stands.
+    Bridge(BridgeStatus),
     /// Entries that this node lacks are being fetched from peers.
     CatchUp {
         /// How many are still missing.

@@ -197,7 +197,10 @@ fn messages(found: BTreeMap<Place, Entry>) -> Vec<Message> {
 /// Adds what is in memory to what the log says of rooms.
 fn rooms(window: &Window, mut rooms: BTreeMap<Room, RoomSummary>) -> Vec<RoomSummary> {
     let twins = twins(&window.batches);
-    for entry in window.batches.iter().flat_map(Batch::entries).flatten().filter(|entry| !twins.contains(&entry.id)) {
+    for entry in window.batches.iter().flat_map(Batch::entries).flatten() {
+        if twins.contains(&entry.id) || entry.room.is_control() {
+            continue;
+        }
         let Entry { room, hlc, .. } = entry;
         let empty = RoomSummary { room: room.clone(), messages: 0, last: hlc };
         let summary = rooms.entry(room).or_insert(empty);

@@ -9,11 +9,12 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use super::filter::KeyFilter;
-use super::rows::{self, Durable, Extent, KeyRow, Numbered, OriginRow, RoomRow, Stamp, Totals, table};
+use super::rows::{self, Durable, Extent, KeyRow, Numbered, OriginRow, RoomRow, SiteRow, Stamp, Totals, table};
 use super::store::{Changes, Fault, Store, View, bad, read_extent, read_kept, record, stamp_of};
 use crate::id::{Key, Room, Run, Seq};
 use crate::replica::batch::Batch;
 use crate::replica::clock::Hlc;
+use crate::replica::control::{BRIDGES_MAX, Control, Progress};
 use crate::replica::event::{Kept, OnDisk, Opened, Report, Span};
 use crate::replica::keys::{Namesakes, Place, Standing};
 
@@ -54,6 +55,8 @@ struct Pending {
     /// Rows that it changes, as they will be.
     keys: HashMap<Key, Option<KeyRow>>,
     rooms: HashMap<Room, RoomRow>,
+    progress: HashMap<Arc<str>, Progress>,
+    site: Option<SiteRow>,
     touched: BTreeSet<Run>,
     totals: bool,
     sync: bool,
@@ -199,6 +202,11 @@ impl Log {
                 None => true,
                 Some(key) => self.name(key, Place::of(&entry), &entry.room)?,
             };
+            if entry.room.is_control()
+                && let Some(control) = Control::parse(&entry.payload)
+            {
+                self.control(Place::of(&entry), control)?;
+            }
             let (all, messages, newest) = rooms.entry(entry.room).or_default();
             *all += 1;
             *messages += u64::from(shown);
@@ -209,6 +217,35 @@ impl Log {
             let row = self.room(&room)?;
             row.messages += messages;
             row.newest = row.newest.max(newest);
+        }
+        Ok(())
+    }
+
+    /// Folds what a control entry says into the record that outlives it.
+    fn control(&mut self, place: Place, control: Control) -> Result<(), Fault> {
+        let store = self.store.clone();
+        let view = store.view();
+        match control {
+            Control::Confirmed { ref bridge, .. } | Control::Begin { ref bridge, .. } => {
+                let known = self.pending.progress.get(bridge).cloned();
+                let mut progress = match known.map_or_else(|| view.progress(bridge), |known| Ok(Some(known)))? {
+                    Some(progress) => progress,
+                    None if view.bridges()? + self.pending.progress.len() < BRIDGES_MAX => Progress::default(),
+                    None => return Ok(()),
+                };
+                let bridge = bridge.clone();
+                if progress.take(place, control) {
+                    self.pending.progress.insert(bridge, progress);
+                }
+            }
+            Control::Site(word) => {
+                let known = self.pending.site.clone();
+                let known = known.map_or_else(|| view.site(), |known| Ok(Some(known)))?;
+                if known.is_none_or(|known| place < known.place) {
+                    self.pending.site = Some(SiteRow { place, word });
+                }
+            }
+            Control::Role { .. } => {}
         }
         Ok(())
     }
@@ -440,6 +477,13 @@ impl Log {
             changes.push((rows::run_key(table::ORIGIN, *run), self.origins.get(run).map(OriginRow::value)));
         }
         changes.extend(pending.keys.iter().map(|(key, row)| (KeyRow::key(*key), row.as_ref().map(KeyRow::value))));
+        for (bridge, progress) in &pending.progress {
+            let key = rows::named_key(table::PROGRESS, bridge.as_bytes());
+            changes.push((key, Some(rows::progress_value(progress))));
+        }
+        if let Some(site) = &pending.site {
+            changes.push((rows::named_key(table::PROGRESS, b""), Some(site.value())));
+        }
         for (room, row) in &pending.rooms {
             let value = (row.messages > 0).then(|| row.value());
             changes.push((rows::named_key(table::ROOM, room.as_str().as_bytes()), value));

@@ -18,6 +18,7 @@ use crate::error::HistoryError;
 use crate::id::{EntryId, Epoch, Key, NodeId, Room, Run, RunHash, Seq};
 use crate::replica::batch::{BATCH_ENTRIES_MAX, Batch, Entry, FIRST_OFFSET};
 use crate::replica::clock::Hlc;
+use crate::replica::control::Progress;
 use crate::replica::event::{Kept, Load};
 use crate::replica::keys::{Namesakes, Place};
 use crate::replica::ranges::RangeSet;
@@ -266,6 +267,22 @@ impl Reader {
         Ok(self.namesakes(key)?.is_some_and(|known| known.beside(id).any(given)))
     }
 
+    /// How far a bridge has come; none if it has not begun anywhere that is known here.
+    ///
+    /// # Errors
+    /// [`HistoryError`], as everything here.
+    pub fn progress(&self, bridge: &str) -> Result<Option<Progress>, HistoryError> {
+        self.read(|view| view.progress(bridge))
+    }
+
+    /// The word that tells this mesh from others of its name.
+    ///
+    /// # Errors
+    /// [`HistoryError`], as everything here.
+    pub fn site(&self) -> Result<Option<Arc<str>>, HistoryError> {
+        self.read(|view| Ok(view.site()?.map(|site| site.word)))
+    }
+
     /// Rooms with messages, how many they hold without twins, and the time of the newest: the 4,096 newest rooms.
     ///
     /// # Errors
@@ -275,8 +292,11 @@ impl Reader {
             let mut newest = BTreeMap::new();
             for row in view.rows(rows::below(&[table::ROOM])) {
                 let (key, value) = row?;
-                let name = std::str::from_utf8(&key[1..]).ok().and_then(|name| Room::new(name).ok());
+                let name = std::str::from_utf8(&key[1..]).ok().and_then(|name| Room::of_entry(name).ok());
                 let (room, row) = name.zip(RoomRow::read(&value)).ok_or_else(|| bad("room"))?;
+                if room.is_control() {
+                    continue;
+                }
                 newest.insert((row.newest, room), row.messages);
                 if newest.len() > ROOMS_MAX {
                     newest.pop_first();

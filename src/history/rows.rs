@@ -12,14 +12,17 @@
 //! K key                      → the smallest place, whether it is there, how many are there, its room
 //! V run                      → checked: floor newest bytes stored admitted settled
 //! D name                     → checked: a durable cursor
+//! P name                     → checked: how far a bridge has come; without a name: the word of the site
 //! X name                     → checked: version and log id; totals
 //! ```
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
+use std::sync::Arc;
 
 use crate::id::{EntryId, Epoch, Key, NodeId, Room, Run, Seq};
 use crate::replica::clock::Hlc;
+use crate::replica::control::Progress;
 use crate::replica::event::OnDisk;
 use crate::replica::keys::{Namesakes, Place};
 use crate::replica::ranges::RangeSet;
@@ -37,6 +40,7 @@ pub(super) mod table {
     pub const KEY: u8 = b'K';
     pub const ORIGIN: u8 = b'V';
     pub const DURABLE: u8 = b'D';
+    pub const PROGRESS: u8 = b'P';
     pub const META: u8 = b'X';
 }
 
@@ -281,7 +285,7 @@ impl KeyRow {
         let smallest = fields.place()?;
         let (smallest_lives, living) = (fields.flag()?, fields.u32()?);
         let room_ends = fields.0.iter().position(|byte| *byte == 0).unwrap_or(fields.0.len());
-        let room = Room::new(std::str::from_utf8(&fields.0[..room_ends]).ok()?).ok()?;
+        let room = Room::of_entry(std::str::from_utf8(&fields.0[..room_ends]).ok()?).ok()?;
         let mut rest = Fields(fields.0.get(room_ends + 1..).unwrap_or_default());
         let mut others = Vec::new();
         while !rest.end() {
@@ -367,6 +371,36 @@ impl Durable {
             covered.insert(run, (fields.ranges()?, newest));
         }
         Some(Durable { name, covered, position, log, acked_ms })
+    }
+}
+
+pub(super) fn progress_value(progress: &Progress) -> Vec<u8> {
+    seal(progress.to_bytes())
+}
+
+pub(super) fn read_progress(value: &[u8]) -> Option<Progress> {
+    Progress::from_bytes(open(value)?)
+}
+
+/// The word of the site, and the entry that says so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct SiteRow {
+    pub place: Place,
+    pub word: Arc<str>,
+}
+
+impl SiteRow {
+    pub fn value(&self) -> Vec<u8> {
+        let mut value = Vec::new();
+        put_place(&mut value, &self.place);
+        value.extend_from_slice(self.word.as_bytes());
+        seal(value)
+    }
+
+    pub fn read(value: &[u8]) -> Option<SiteRow> {
+        let mut fields = Fields(open(value)?);
+        let place = fields.place()?;
+        Some(SiteRow { place, word: std::str::from_utf8(fields.0).ok()?.into() })
     }
 }
 

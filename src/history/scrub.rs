@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::Command;
 use super::filter::KeyFilter;
-use super::rows::{self, Durable, KeyRow, Numbered, OriginRow, RoomRow, Stamp, table};
+use super::rows::{self, Durable, KeyRow, Numbered, OriginRow, RoomRow, SiteRow, Stamp, read_progress, table};
 use super::store::{Fault, Store, View, bad, checked, guarded, read_extent, read_kept};
 use crate::id::{Key, Run};
 use crate::replica::batch::Batch;
@@ -177,6 +177,10 @@ impl Scrub<'_> {
         for (table, reads) in [
             (table::ROOM, (|_: &[u8], value: &[u8]| RoomRow::read(value).is_some()) as fn(&[u8], &[u8]) -> bool),
             (table::DURABLE, |key, value| Durable::read(key, value).is_some()),
+            (table::PROGRESS, |key, value| match key.len() {
+                1 => SiteRow::read(value).is_some(),
+                _ => read_progress(value).is_some(),
+            }),
         ] {
             for row in self.view.rows(rows::below(&[table])) {
                 let (key, value) = row?;

@@ -19,10 +19,11 @@ use fjall::{
     Snapshot, UserKey, UserValue,
 };
 
-use super::rows::{self, Extent, FORMAT_VERSION, KeyRow, Stamp, table};
+use super::rows::{self, Extent, FORMAT_VERSION, KeyRow, SiteRow, Stamp, table};
 use crate::error::{HistoryError, StartError};
 use crate::id::{EntryId, Key, Run, Seq};
 use crate::replica::batch::{BATCH_BYTES_MAX, Batch, BatchError};
+use crate::replica::control::Progress;
 use crate::replica::event::Kept;
 
 /// Blocks of the log kept in memory.
@@ -260,6 +261,25 @@ impl View<'_> {
         let value = self.get(&stamp.batch_key())?;
         let value = value.ok_or_else(|| Fault::Damaged(format!("the record of {stamp:?} is not there")))?;
         read_kept(stamp, value)
+    }
+
+    /// How far a bridge has come.
+    pub fn progress(&self, bridge: &str) -> Result<Option<Progress>, Fault> {
+        let value = self.get(&rows::named_key(table::PROGRESS, bridge.as_bytes()))?;
+        value.map(|value| rows::read_progress(&value).ok_or_else(|| bad("progress"))).transpose()
+    }
+
+    /// How many bridges there is progress of.
+    pub fn bridges(&self) -> Result<usize, Fault> {
+        let named = |row: &Result<(UserKey, UserValue), Fault>| row.as_ref().map_or(true, |(key, _)| key.len() > 1);
+        let rows = self.rows(rows::below(&[table::PROGRESS])).filter(named);
+        rows.map(|row| row.map(drop)).try_fold(0, |count, row| row.map(|()| count + 1))
+    }
+
+    /// The word of the site.
+    pub fn site(&self) -> Result<Option<SiteRow>, Fault> {
+        let value = self.get(&rows::named_key(table::PROGRESS, b""))?;
+        value.map(|value| SiteRow::read(&value).ok_or_else(|| bad("site"))).transpose()
     }
 
     pub fn key_row(&self, key: Key) -> Result<Option<KeyRow>, Fault> {

@@ -22,7 +22,7 @@ impl Want {
     /// Whether `entry` is wanted.
     pub fn takes(&self, entry: &Entry) -> bool {
         let said_ms = entry.hlc.wall_ms();
-        self.room.as_ref().is_none_or(|room| *room == entry.room)
+        self.room.as_ref().map_or(!entry.room.is_control(), |room| *room == entry.room)
             && self.since_ms.is_none_or(|since| since <= said_ms)
             && self.until_ms.is_none_or(|until| said_ms <= until)
             && self.grep.as_ref().is_none_or(|part| {

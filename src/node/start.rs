@@ -15,7 +15,7 @@ use crate::aside::Aside;
 use crate::config::{Config, Fsync, Listen, Seed};
 use crate::data_dir::DataDir;
 use crate::error::StartError;
-use crate::handle::{Handle, HistoryHealth, Holders, Info, Inner};
+use crate::handle::{Bridges, Handle, HistoryHealth, Holders, Info, Inner};
 use crate::history::{self, History, LogHandle};
 use crate::id::{Epoch, NodeKey};
 use crate::mesh_key::KeyRing;
@@ -287,6 +287,7 @@ impl Loop {
             aside,
             log: log.as_ref().map(|log| log.handle.clone()),
             holders: Arc::new(Holders::default()),
+            bridges: Bridges::default(),
             health: log.as_ref().map_or_else(|| watch::channel(HistoryHealth::None).1, |log| log.health.subscribe()),
         };
         let mut replica = Replica::new(now(started), identity, epoch, name, seed, WINDOW_BYTES_MAX, opened);

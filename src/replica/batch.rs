@@ -435,7 +435,7 @@ impl Entries {
         let bytes = &self.batch.bytes;
         let room = match &self.room {
             Some(room) if room.as_str() == wire.room => room.clone(),
-            _ => Room::new(wire.room).map_err(|_| BatchError::Body)?,
+            _ => Room::of_entry(wire.room).map_err(|_| BatchError::Body)?,
         };
         let payload = match wire.content {
             WireContent::Text(text) => Payload::Text(Text::of(bytes, text)),

@@ -10,6 +10,7 @@
 mod audit;
 pub mod batch;
 pub mod clock;
+pub mod control;
 pub mod event;
 mod hashes;
 pub mod keys;

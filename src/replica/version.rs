@@ -115,6 +115,52 @@ impl Cursor {
         }
     }
 
+    /// Adds all that `other` covers.
+    pub fn merge(&mut self, other: &Cursor) {
+        for (run, theirs) in &other.runs {
+            let ours = self.runs.entry(*run).or_default();
+            ours.seqs.union(&theirs.seqs);
+            ours.newest = ours.newest.max(theirs.newest);
+        }
+        self.unlisted = self.unlisted.max(other.unlisted);
+    }
+
+    /// As bytes, at most `bytes_max`. Runs that do not fit are cut as in the text.
+    pub fn to_bytes(&self, bytes_max: usize) -> Vec<u8> {
+        let mut runs: Vec<(&RunHash, &Covered)> = self.runs.iter().collect();
+        // Newest first, so that what does not fit is cut off at the end.
+        runs.sort_by_key(|(hash, covered)| (std::cmp::Reverse(covered.newest), **hash));
+        let mut unlisted = self.unlisted;
+        loop {
+            let bytes = self.wire(&runs, unlisted);
+            if bytes.len() <= bytes_max || runs.is_empty() {
+                return bytes;
+            }
+            let keep = runs.len() - 1 - runs.len() / 8;
+            unlisted = runs[keep..].iter().map(|(_, covered)| covered.newest).fold(unlisted, Hlc::max);
+            runs.truncate(keep);
+        }
+    }
+
+    /// From [`Cursor::to_bytes`].
+    ///
+    /// # Errors
+    /// [`CursorError`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<Cursor, CursorError> {
+        let (wire, used): (WireCursor, usize) = bincode::decode_from_slice(bytes, CODING).map_err(|_| CursorError)?;
+        if used != bytes.len() || wire.version != CURSOR_VERSION {
+            return Err(CursorError);
+        }
+        let runs = wire.runs.into_iter().map(|(hash, newest, ranges)| {
+            let seqs = match ranges {
+                WireRanges::UpTo(last) => RangeSet::of(Seq(1), Seq(last)),
+                WireRanges::List(ranges) => ranges.into_iter().map(|(first, last)| (Seq(first), Seq(last))).collect(),
+            };
+            (RunHash(hash), Covered { seqs, newest: Hlc(newest) })
+        });
+        Ok(Cursor { runs: runs.collect(), unlisted: Hlc(wire.unlisted) })
+    }
+
     fn wire(&self, runs: &[(&RunHash, &Covered)], unlisted: Hlc) -> Vec<u8> {
         let runs = runs
             .iter()
@@ -145,20 +191,7 @@ pub enum Coverage {
 
 impl fmt::Display for Cursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut runs: Vec<(&RunHash, &Covered)> = self.runs.iter().collect();
-        // Newest first, so that what does not fit is cut off at the end.
-        runs.sort_by_key(|(hash, covered)| (std::cmp::Reverse(covered.newest), **hash));
-        let mut unlisted = self.unlisted;
-        let bytes = loop {
-            let bytes = self.wire(&runs, unlisted);
-            if bytes.len() <= CURSOR_BYTES_MAX / 4 * 3 || runs.is_empty() {
-                break bytes;
-            }
-            let keep = runs.len() - 1 - runs.len() / 8;
-            unlisted = runs[keep..].iter().map(|(_, covered)| covered.newest).fold(unlisted, Hlc::max);
-            runs.truncate(keep);
-        };
-        f.write_str(&BASE64URL_NOPAD.encode(&bytes))
+        f.write_str(&BASE64URL_NOPAD.encode(&self.to_bytes(CURSOR_BYTES_MAX / 4 * 3)))
     }
 }
 
@@ -168,19 +201,7 @@ impl FromStr for Cursor {
         if text.len() > CURSOR_BYTES_MAX {
             return Err(CursorError);
         }
-        let bytes = BASE64URL_NOPAD.decode(text.as_bytes()).map_err(|_| CursorError)?;
-        let (wire, used): (WireCursor, usize) = bincode::decode_from_slice(&bytes, CODING).map_err(|_| CursorError)?;
-        if used != bytes.len() || wire.version != CURSOR_VERSION {
-            return Err(CursorError);
-        }
-        let runs = wire.runs.into_iter().map(|(hash, newest, ranges)| {
-            let seqs = match ranges {
-                WireRanges::UpTo(last) => RangeSet::of(Seq(1), Seq(last)),
-                WireRanges::List(ranges) => ranges.into_iter().map(|(first, last)| (Seq(first), Seq(last))).collect(),
-            };
-            (RunHash(hash), Covered { seqs, newest: Hlc(newest) })
-        });
-        Ok(Cursor { runs: runs.collect(), unlisted: Hlc(wire.unlisted) })
+        Cursor::from_bytes(&BASE64URL_NOPAD.decode(text.as_bytes()).map_err(|_| CursorError)?)
     }
 }
 
@@ -212,6 +233,18 @@ mod tests {
         let text = cursor.to_string();
         assert_eq!(text.parse::<Cursor>(), Ok(cursor));
         assert!("%%".parse::<Cursor>().is_err() && format!("{text}AA").parse::<Cursor>().is_err());
+    }
+
+    #[test]
+    fn two_cursors_together_cover_what_each_did() {
+        let (mut one, mut other) = (Cursor::new(), Cursor::new());
+        one.add(RunHash(7), Seq(1), Seq(4), Hlc::at(5));
+        other.add(RunHash(7), Seq(6), Seq(6), Hlc::at(7));
+        other.add(RunHash(8), Seq(1), Seq(1), Hlc::at(6));
+        one.merge(&other);
+        let covers = |run, seq| one.covers(RunHash(run), Seq(seq), Hlc::at(9));
+        assert!(covers(7, 4) && !covers(7, 5) && covers(7, 6) && covers(8, 1) && !covers(8, 2));
+        assert_eq!(Cursor::from_bytes(&one.to_bytes(1000)), Ok(one));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use warp::reply::{Reply, Response};
 
 use super::BODY_BYTES_MAX;
 use super::guard::Foreign;
-use super::objects::{MessageObject, NodeObject, RoomObject, peer_objects};
+use super::objects::{BridgeObject, MessageObject, NodeObject, RoomObject, peer_objects};
 use crate::error::{DurableError, HistoryError, PublishError, Stopped};
 use crate::handle::{
     Draft, Handle, HistoryHealth, Message, NAME_BYTES_MAX, Page, Payload, PeerState, Place, Query, Standing, State,
@@ -174,13 +174,14 @@ pub(super) fn readyz(handle: &Handle) -> Response {
         ready: bool,
         peers: usize,
         history: bool,
-        bridges: [(); 0],
+        bridges: Vec<BridgeObject>,
     }
     let ready = !is_stopped(handle);
     let peers = handle.peers().iter().filter(|peer| peer.state == PeerState::Up).count();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let history = handle.history_health() == HistoryHealth::Working;
-    json(status, &Ready { ready, peers, history, bridges: [] })
+    let bridges = handle.bridges().into_iter().map(BridgeObject::of).collect();
+    json(status, &Ready { ready, peers, history, bridges })
 }
 
 /// The node holds the other end of this for as long as it lives.

@@ -8,7 +8,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::handle::{
-    FoundBy, Handle, HistoryHealth, Hlc, Message, Payload, Peer, PeerState, RoomSummary, Standing, State, Via,
+    BridgeState, BridgeStatus, FoundBy, Handle, HistoryHealth, Hlc, Message, Payload, Peer, PeerState, RoomSummary,
+    Standing, State, Via,
 };
 use crate::id::{EntryId, Epoch, Key, NodeId, Room};
 
@@ -39,6 +40,29 @@ impl NodeObject<'_> {
             addresses: handle.addresses().to_vec(),
             open: info.open,
             history: handle.history_health(),
+        }
+    }
+}
+
+/// A bridge, as the API shows it.
+#[derive(Serialize)]
+pub(super) struct BridgeObject {
+    name: String,
+    state: BridgeState,
+    sent: u64,
+    received: u64,
+    trouble: Option<String>,
+}
+
+impl BridgeObject {
+    pub fn of(bridge: BridgeStatus) -> BridgeObject {
+        let BridgeStatus { name, state, sent, received, trouble } = bridge;
+        BridgeObject {
+            name: name.to_string(),
+            state,
+            sent,
+            received,
+            trouble: trouble.map(|trouble| trouble.to_string()),
         }
     }
 }

@@ -1,0 +1,444 @@
+//! Bridges with a real Redis and a real RabbitMQ, whose stock clients chat with the mesh: once, in order, whoever dies.
+#![cfg(feature = "cli")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use common::brokers::{Foreign, Redis};
+use common::dice::Dice;
+use common::load::{Poster, publish_each};
+use common::log::same_logs;
+use common::mesh::{Member, Mesh};
+use common::rabbit::Rabbit;
+use common::soak::{self, Claim};
+use common::{Home, Hubless, Place, elapse, eventually, one_at_a_time};
+use serde_json::{Value, json};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Messages that are out beyond what another node knows to be confirmed.
+const OUT_MAX: usize = 256;
+
+#[test]
+fn redis_clients_and_nodes_hear_each_other_once() {
+    let _alone = one_at_a_time();
+    let redis = Redis::start();
+    let mesh = bridged(&["a", "b"], &["--redis", &redis.url()]);
+    let clients = Foreign::start(&["redis", &redis.url()]);
+    let texts = ["hello big world", "zażółć 🦀 \"quoted\"\n", "again", "again"];
+    for (number, text) in texts.iter().enumerate() {
+        mesh.0[number % 2].say(text);
+    }
+    say(&mesh.0[1], "nodejs", "in a room");
+    eventually(PATIENCE, "clients hear the mesh", || clients.heard().len() == 5);
+    assert_eq!(clients.texts(""), [&texts[..], &["in a room"]].concat());
+    let channels: Vec<_> = clients.heard().iter().map(|heard| heard["to"].clone()).collect();
+    assert_eq!(
+        json!(channels),
+        json!(["chat_messages", "chat_messages", "chat_messages", "chat_messages", "chat.nodejs"])
+    );
+
+    // What clients say, equal to what the mesh has said or not, comes once each; what is no chat does no harm.
+    clients.say("chat_messages", &["hello big world", "from 🦀 outside", "again", "again"]);
+    clients.say("chat.nodejs", &["in a room"]);
+    clients.say("chat.lobby", &["also the lobby"]);
+    clients.publish(&json!({ "to": "chat_messages", "texts": [{ "hex": "ff00fe" }, "x".repeat(256 * 1024 + 1)] }));
+    clients.say("chat.No Room!", &["nowhere"]);
+    clients.say("chat.~control", &["nowhere"]);
+    clients.say("chatter", &["nowhere"]);
+    clients.say("chat_messages", &["the last"]);
+    let outside = ["hello big world", "from 🦀 outside", "again", "again", "also the lobby", "the last"];
+    let expected: Vec<&str> = texts.iter().copied().chain(outside).collect();
+    for node in &mesh.0 {
+        eventually(PATIENCE, "nodes hear the clients", || lobby(node).len() == expected.len());
+        assert_eq!(lobby(node), expected, "{}", node.name());
+        assert_eq!(node.rooms(), BTreeMap::from([("lobby".into(), 10), ("nodejs".into(), 2)]), "no other room");
+    }
+    let (_, page) = mesh.0[0].request("GET", "/api/v1/messages?room=lobby&grep=outside", "");
+    let said = &page["messages"][0];
+    assert_eq!((&said["via"], &said["name"], &said["verified"]), (&"redis".into(), &"guest".into(), &false.into()));
+    // What came in did not go out again, and nobody has anything to say of it twice.
+    mesh.0[0].say("afterwards");
+    eventually(PATIENCE, "it is heard", || clients.texts("afterwards").len() == 1);
+    assert_eq!(clients.texts("from 🦀").len(), 1, "only what the client itself had said");
+    let leader = &mesh.0[leader(&mesh)];
+    assert_eq!(leader.metric("bridge_sent"), 6);
+    assert_eq!(leader.metric("bridge_received"), 7);
+}
+
+#[test]
+fn amqp_clients_and_nodes_hear_each_other_once() {
+    let _alone = one_at_a_time();
+    let rabbit = Rabbit::start();
+    for kind in ["fanout", "topic", "direct"] {
+        let exchange = if kind == "fanout" { "chat".to_string() } else { format!("chat-{kind}") };
+        let options = ["--amqp", &rabbit.url(), "--amqp-exchange", &exchange, "--amqp-exchange-type", kind];
+        let mesh = bridged(&["a", "b"], &options);
+        let clients = Foreign::start(&["amqp", &rabbit.url(), &exchange, kind, &format!("foreign-{kind}")]);
+        let texts = ["hello big world", "zażółć 🦀 \"quoted\"\n", "again", "again"];
+        for (number, text) in texts.iter().enumerate() {
+            mesh.0[number % 2].say(text);
+        }
+        let id = say(&mesh.0[1], "nodejs", "in a room");
+        eventually(PATIENCE, "clients hear the mesh", || clients.heard().len() == 5);
+        assert_eq!(clients.texts(""), [&texts[..], &["in a room"]].concat(), "{kind}");
+        let heard = clients.heard().pop().unwrap();
+        let expected = json!({
+            "text": "in a room", "to": "chat.nodejs", "id": id, "mode": 2, "kind": "text/plain; charset=utf-8", "app": "hubless",
+        });
+        for (field, value) in expected.as_object().unwrap() {
+            assert_eq!(&heard[field], value, "{kind} {field}");
+        }
+        let headers = &heard["headers"];
+        assert_eq!(headers["x-hubless-room"], "nodejs");
+        assert_eq!((&headers["x-hubless-name"], &headers["x-hubless-mesh"]), (&"b".into(), &"default".into()));
+        assert_eq!(headers["x-hubless-hops"], 1);
+        assert!(headers["x-hubless-path"].as_str().unwrap().starts_with("default/"), "{headers}");
+
+        // Without an id each delivery is a message; with one it is one, however often it comes.
+        clients.say("chat", &["hello big world", "from 🦀 outside", "again", "again"]);
+        clients
+            .publish(&json!({ "to": "chat", "texts": ["named", "named", "of another text"], "ids": ["n", "n", "n"] }));
+        clients.publish(&json!({ "to": "chat", "texts": [{ "hex": "ff00fe" }, "x".repeat(256 * 1024 + 1)] }));
+        clients.publish(&json!({ "to": "chat", "texts": ["odd"], "headers": { "x-hubless-room": 7, "x-hubless-path": [1], "x-hubless-name": "n".repeat(200) } }));
+        clients.say("chat.nodejs", &["in a room"]);
+        clients.say("chat", &["the last"]);
+        let outside = ["hello big world", "from 🦀 outside", "again", "again", "named", "odd", "the last"];
+        let expected: Vec<&str> = texts.iter().copied().chain(outside).collect();
+        for node in &mesh.0 {
+            eventually(PATIENCE, "nodes hear the clients", || lobby(node).len() == expected.len());
+            assert_eq!(lobby(node), expected, "{kind} {}", node.name());
+            assert_eq!(node.rooms(), BTreeMap::from([("lobby".into(), 11), ("nodejs".into(), 2)]), "{kind}");
+        }
+        mesh.0[0].say("afterwards");
+        eventually(PATIENCE, "it is heard", || clients.texts("afterwards").len() == 1);
+        assert_eq!(clients.texts("from 🦀").len(), 1, "only what the client itself had said");
+        drained(&rabbit);
+    }
+}
+
+#[test]
+fn kill9_of_the_active_bridge_loses_nothing() {
+    let _alone = one_at_a_time();
+    let (kills, count) = (soak::count(2, 10), soak::count(1_500, 10_000));
+    let mut claim = Claim::new("bridges: AMQP, the active node killed", kills);
+    let mut dice = Dice::new();
+    claim.seeded(dice.seed);
+    let rabbit = Rabbit::start();
+    let mut mesh = bridged(&["a", "b", "speaker"], &["--amqp", &rabbit.url()]);
+    let clients = Foreign::start(&["amqp", &rabbit.url(), "chat", "fanout", "foreign"]);
+    let inward: Vec<String> = (0..count).map(|number| format!("inward {number}")).collect();
+    let mut hand_over_ms = Vec::new();
+    let speaker = mesh.0.pop().unwrap();
+    std::thread::scope(|scope| {
+        // At 2,000 messages a second, at most.
+        let outward = scope.spawn(|| {
+            let (mut poster, started) = (Poster::new(&speaker), Instant::now());
+            for from in (0..count).step_by(50) {
+                let due = Duration::from_secs_f64(from as f64 / 2_000.0);
+                elapse(due.saturating_sub(started.elapsed()));
+                let said: Vec<Value> = (from..count.min(from + 50))
+                    .map(|number| json!({ "text": format!("outward {number}"), "client_id": format!("outward {number}") }))
+                    .collect();
+                assert!(poster.post_all(&said).unwrap().iter().all(|(status, _)| *status == 201));
+            }
+        });
+        let others = scope.spawn(|| {
+            for from in (0..count).step_by(50) {
+                let texts = &inward[from..count.min(from + 50)];
+                clients.publish(&json!({ "to": "chat", "texts": texts, "ids": texts }));
+            }
+        });
+        let mut round = 0;
+        while round < kills {
+            elapse(Duration::from_millis(300 + dice.below(1_200)));
+            let Some(killed) = (0..2).find(|at| state(&mesh.0[*at]) == "active") else { continue };
+            mesh.0[killed].kill();
+            let died = Instant::now();
+            eventually(Duration::from_secs(10), "the other one leads", || state(&mesh.0[1 - killed]) == "active");
+            hand_over_ms.push(died.elapsed().as_secs_f64() * 1_000.0);
+            let seeds = [mesh.0[1 - killed].seed(), speaker.seed()];
+            mesh.0[killed].spawn(&seeds);
+            eventually(PATIENCE, "it is back", || state(&mesh.0[killed]) == "standing");
+            round += 1;
+        }
+        outward.join().unwrap();
+        others.join().unwrap();
+    });
+    mesh.0.push(speaker);
+    let promised: BTreeSet<String> =
+        (0..count).map(|number| format!("outward {number}")).chain(inward.clone()).collect();
+    let (log, _) = same_logs(&mesh.running(), 2 * PATIENCE, &promised);
+    assert_eq!(log.0.len(), 2 * count, "each once in each log");
+    let wanted: BTreeSet<String> = (0..count).map(|number| format!("outward {number}")).collect();
+    eventually(PATIENCE, "clients have all of it", || {
+        BTreeSet::from_iter(clients.texts("outward")).len() == wanted.len()
+    });
+    assert_eq!(BTreeSet::from_iter(clients.texts("outward")), wanted);
+    let mut ids: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for heard in clients.heard().iter().filter(|heard| heard["text"].as_str().unwrap().starts_with("outward")) {
+        ids.entry(heard["text"].to_string()).or_default().insert(heard["id"].to_string());
+    }
+    assert!(ids.values().all(|ids| ids.len() == 1), "a double has the id of the first");
+    let doubles = clients.texts("outward").len() - count;
+    claim.measured("messages_each_way", count);
+    claim.measured("doubles", doubles);
+    claim.times_ms("hand_over_ms", hand_over_ms);
+    assert!(doubles <= kills * OUT_MAX, "{doubles} doubles");
+    drained(&rabbit);
+}
+
+#[test]
+fn a_bridge_that_stands_still_is_replaced_and_does_not_go_on() {
+    let _alone = one_at_a_time();
+    let redis = Redis::start();
+    let mesh = bridged(&["a", "b", "speaker"], &["--redis", &redis.url()]);
+    let clients = Foreign::start(&["redis", &redis.url()]);
+    let still = leader(&mesh);
+    let other = (0..2).find(|at| *at != still).unwrap();
+    let speaker = 2;
+    (0..50).for_each(|number| _ = mesh.0[speaker].say(&format!("before {number}")));
+    mesh.0[still].signal("STOP");
+    let stopped = Instant::now();
+    (0..50).for_each(|number| _ = mesh.0[speaker].say(&format!("during {number}")));
+    let leads = || (0..3).any(|at| at != still && state(&mesh.0[at]) == "active");
+    eventually(Duration::from_secs(11), "another one leads", leads);
+    let mut claim = Claim::new("bridges: the active node stands still for 12 s", 1);
+    claim.measured("hand_over_ms", stopped.elapsed().as_millis() as u64);
+    elapse(Duration::from_secs(12).saturating_sub(stopped.elapsed()));
+    mesh.0[still].signal("CONT");
+    eventually(PATIENCE, "it stands again", || state(&mesh.0[still]) == "standing");
+    assert!(leads(), "the other one leads still");
+    (0..50).for_each(|number| _ = mesh.0[other].say(&format!("after {number}")));
+    for part in ["before", "during", "after"] {
+        eventually(PATIENCE, "all of it is heard", || BTreeSet::from_iter(clients.texts(part)).len() == 50);
+        let expected: Vec<String> = (0..50).map(|number| format!("{part} {number}")).collect();
+        let heard = clients.texts(part);
+        claim.measured(part, heard.len());
+        assert!(heard.len() <= 50 + OUT_MAX);
+        if part == "after" {
+            assert_eq!(heard, expected, "once and in order");
+        }
+    }
+}
+
+#[test]
+fn broker_that_dies_again_and_again_loses_and_doubles_nothing_in_the_log() {
+    let _alone = one_at_a_time();
+    let (kills, count) = (soak::count(1, 5), soak::count(1_000, 10_000));
+    let mut claim = Claim::new("bridges: RabbitMQ killed while messages pass", kills);
+    let mut rabbit = Rabbit::start();
+    let mesh = bridged(&["a", "b"], &["--amqp", &rabbit.url()]);
+    let clients = Foreign::start(&["amqp", &rabbit.url(), "chat", "fanout", "foreign"]);
+    let inward: Vec<String> = (0..count).map(|number| format!("inward {number}")).collect();
+    let (chunk, steps) = (count.div_ceil(2 * kills), 2 * kills);
+    for step in 0..steps {
+        let range = (step * chunk).min(count)..((step + 1) * chunk).min(count);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let texts = &inward[range.clone()];
+                clients.publish(&json!({ "to": "chat", "texts": texts, "ids": texts }));
+            });
+            scope.spawn(|| {
+                publish_each(
+                    &mesh.0[step % 2],
+                    range.len(),
+                    |at| json!({ "text": format!("outward {}", range.start + at) }),
+                    Some,
+                );
+            });
+            if step % 2 == 1 {
+                elapse(Duration::from_millis(100));
+                rabbit.kill();
+                rabbit.start_again();
+            }
+        });
+    }
+    let promised: BTreeSet<String> =
+        (0..count).map(|number| format!("outward {number}")).chain(inward.clone()).collect();
+    let (log, _) = same_logs(&mesh.running(), 3 * PATIENCE, &promised);
+    assert_eq!(log.0.len(), 2 * count, "each once in each log");
+    eventually(2 * PATIENCE, "clients have all of it", || BTreeSet::from_iter(clients.texts("outward")).len() == count);
+    claim.measured("messages_each_way", count);
+    claim.measured("outward_doubles", clients.texts("outward").len() - count);
+    drained(&rabbit);
+}
+
+#[test]
+fn what_a_mesh_says_while_redis_is_down_is_sent_afterwards_in_order() {
+    let _alone = one_at_a_time();
+    let (down, count) = (soak::count(3, 30), soak::count(500, 5_000));
+    let mut claim = Claim::new("bridges: Redis down while the mesh writes", count);
+    claim.measured("down_s", down);
+    let mut redis = Redis::start();
+    let mesh = bridged(&["a", "b"], &["--redis", &redis.url()]);
+    redis.kill();
+    let killed = Instant::now();
+    eventually(PATIENCE, "it is noticed", || mesh.0.iter().all(|node| state(node) == "connecting"));
+    let (said, _) = publish_each(&mesh.0[0], count, |number| json!({ "text": format!("meanwhile {number}") }), Some);
+    assert_eq!(said.len(), count);
+    elapse(Duration::from_secs(down as u64).saturating_sub(killed.elapsed()));
+    // Clients are there before the bridge: it does not know the password until there is none.
+    redis.start_again(&["--requirepass", "first"]);
+    let url = format!("redis://:first@127.0.0.1:{}", redis.port);
+    let clients = Foreign::start(&["redis", &url]);
+    redis.cli(&["-a", "first", "CONFIG", "SET", "requirepass", ""]);
+    eventually(2 * PATIENCE, "all of it is sent", || clients.texts("meanwhile").len() == count);
+    // In the order of the log, which is that of its one author here.
+    let order: Vec<String> = said_texts(&mesh.0[0], "meanwhile");
+    assert_eq!(clients.texts("meanwhile"), order);
+    assert!(mesh.0.iter().any(|node| node.stderr().contains("bridge redis")));
+}
+
+#[test]
+fn a_bridge_that_is_new_to_a_mesh_sends_nothing_of_what_was_said_before() {
+    let _alone = one_at_a_time();
+    let count = soak::count(2_000, 100_000);
+    let mut claim = Claim::new("bridges: new to a mesh with messages", count);
+    let redis = Redis::start();
+    let clients = Foreign::start(&["redis", &redis.url()]);
+    let mut mesh = Mesh::of(&["a", "b"]);
+    publish_each(&mesh.0[0], count, |number| json!({ "text": format!("long ago {number}") }), Some);
+    mesh.0.push(Member::new("bridge").args(&["--redis", &redis.url()]));
+    mesh.start_again(&[2]);
+    eventually(4 * PATIENCE, "it leads", || state(&mesh.0[2]) == "active");
+    mesh.0[0].say("from now on");
+    eventually(PATIENCE, "that is sent", || clients.texts("from now on").len() == 1);
+    assert_eq!(clients.texts("").len(), 1, "and nothing else");
+    claim.measured("sent", 0);
+    // One that begins with the first message sends all there is; it is another bridge by its channels.
+    let options = ["--redis", &redis.url(), "--redis-channel", "all", "--bridge-from", "start"];
+    let mut all = Member::new("all").args(&options);
+    all.spawn(&mesh.seeds());
+    eventually(4 * PATIENCE, "all of it is sent", || {
+        state(&all) == "active" && all.metric("bridge_sent") == count as u64 + 1
+    });
+}
+
+#[test]
+fn two_sites_see_each_other_once() {
+    let _alone = one_at_a_time();
+    let count = soak::count(500, 5_000);
+    let mut claim = Claim::new("bridges: two meshes of one name, two bridges each", count);
+    let rabbit = Rabbit::start();
+    let sites = [bridged(&["a", "b"], &["--amqp", &rabbit.url()]), bridged(&["c", "d"], &["--amqp", &rabbit.url()])];
+    std::thread::scope(|scope| {
+        for (site, mesh) in ["north", "south"].iter().zip(&sites) {
+            scope.spawn(move || {
+                publish_each(&mesh.0[1], count, |number| json!({ "text": format!("{site} {number}") }), Some)
+            });
+        }
+    });
+    let promised: BTreeSet<String> =
+        ["north", "south"].iter().flat_map(|site| (0..count).map(move |number| format!("{site} {number}"))).collect();
+    for mesh in &sites {
+        let (log, _) = same_logs(&mesh.running(), 2 * PATIENCE, &promised);
+        assert_eq!(log.0.len(), 2 * count, "each once");
+    }
+    drained(&rabbit);
+    for mesh in &sites {
+        let (log, _) = same_logs(&mesh.running(), PATIENCE, &promised);
+        assert_eq!(log.0.len(), 2 * count, "nothing goes round");
+    }
+    claim.measured("each_way", count);
+}
+
+#[test]
+fn trouble_with_a_broker_is_told_with_what_to_do_and_without_passwords() {
+    let redis = Redis::start();
+    redis.cli(&["CONFIG", "SET", "requirepass", "sesame-1"]);
+    let home = Home::new();
+    let check = |args: &[&str]| {
+        let output = home.hubless(&Place::Here, &[&["check"], args].concat()).output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+    };
+    let place = format!("127.0.0.1:{}", redis.port);
+    let (code, said) = check(&["--redis", &format!("redis://{place}")]);
+    assert!(code == 1 && said.contains(&place) && said.contains("put the password into the URL"), "{said}");
+    let (code, said) = check(&["--redis", &format!("redis://:wrong-secret@{place}")]);
+    assert!(code == 1 && said.contains("check the user and the password") && !said.contains("wrong-secret"), "{said}");
+    let (code, said) = check(&["--redis", &format!("redis://:sesame-1@{place}")]);
+    assert!(code == 0 && said.contains("Redis ") && !said.contains("sesame-1"), "{said}");
+    for url in ["redis:/oops-secret@x", "http://oops-secret@x", "rediss://u:oops-secret@x"] {
+        for command in ["check", "run"] {
+            let output = home.hubless(&Place::Here, &[command, "--redis", url]).output().unwrap();
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(2), "{said}");
+            assert!(said.starts_with("error: --redis: ") && !said.contains("oops-secret"), "{said}");
+        }
+    }
+    let (code, said) = check(&[]);
+    assert!(code == 2 && said.contains("--redis"), "{said}");
+    let output = home.hubless(&Place::Here, &["run", "--no-history", "--redis", "redis://x"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+
+    // A node whose broker refuses it says so once, and serves.
+    let mut node = Member::new("refused").args(&["--redis", &format!("redis://:wrong-secret@{place}")]);
+    node.spawn(&[]);
+    eventually(PATIENCE, "the trouble is told", || node.get("/readyz")["bridges"][0]["trouble"].is_string());
+    let ready = node.get("/readyz");
+    assert!(ready["ready"] == true && ready["bridges"][0]["trouble"].as_str().unwrap().contains("password"), "{ready}");
+    node.say("served all the same");
+    eventually(PATIENCE, "it is told in the terminal", || node.stderr().contains("check the user and the password"));
+    assert!(!node.stderr().contains("wrong-secret") && !ready.to_string().contains("wrong-secret"));
+    // Right after the password is put right it works.
+    redis.cli(&["-a", "sesame-1", "CONFIG", "SET", "requirepass", "wrong-secret"]);
+    eventually(2 * PATIENCE, "it leads", || state(&node) == "active");
+    node.stop();
+}
+
+/// Nodes that offer a bridge, up to each other, one of them active.
+fn bridged(names: &[&str], options: &[&str]) -> Mesh {
+    let member = |name: &&str| Member::new(name).args(if *name == "speaker" { &[] } else { options });
+    let mesh = Mesh::start(names.iter().map(member).collect());
+    leader(&mesh);
+    mesh
+}
+
+/// Which one is active; waits until one is.
+#[track_caller]
+fn leader(mesh: &Mesh) -> usize {
+    let active = || mesh.0.iter().filter(|node| node.runs()).position(|node| state(node) == "active");
+    eventually(PATIENCE, "a node is active", || active().is_some());
+    let others = mesh.0.iter().filter(|node| state(node) == "active").count();
+    assert_eq!(others, 1, "one of them");
+    active().unwrap()
+}
+
+/// What the node's only bridge does.
+fn state(node: &Hubless) -> String {
+    node.get("/readyz")["bridges"][0]["state"].as_str().unwrap_or_default().to_string()
+}
+
+/// The texts of the lobby.
+fn lobby(node: &Hubless) -> Vec<String> {
+    let page = node.get("/api/v1/messages?room=lobby&limit=1000");
+    page["messages"].as_array().unwrap().iter().map(|message| message["text"].as_str().unwrap().to_string()).collect()
+}
+
+/// The texts that begin so, in the order of the log.
+fn said_texts(node: &Hubless, prefix: &str) -> Vec<String> {
+    let mut texts = Vec::new();
+    node.export(|message| {
+        texts.extend(message["text"].as_str().filter(|text| text.starts_with(prefix)).map(String::from))
+    });
+    texts
+}
+
+/// Says something in a room, and answers its id.
+fn say(node: &Hubless, room: &str, text: &str) -> String {
+    let (status, answer) = node.request("POST", "/api/v1/messages", &json!({ "room": room, "text": text }).to_string());
+    assert_eq!(status, 201, "{answer}");
+    answer["id"].as_str().unwrap().to_string()
+}
+
+/// Waits until nothing is left in any queue, given and not acknowledged included.
+#[track_caller]
+fn drained(rabbit: &Rabbit) {
+    eventually(2 * PATIENCE, "the queues are empty", || {
+        let queues = rabbit.ctl(&["list_queues", "--no-table-headers", "messages"]).unwrap();
+        queues.lines().all(|left| left.trim() == "0")
+    });
+}
