@@ -288,7 +288,14 @@ fn what_a_mesh_says_while_redis_is_down_is_sent_afterwards_in_order() {
     eventually(2 * PATIENCE, "all of it is sent", || clients.texts("meanwhile").len() == count);
     // In the order of the log, which is that of its one author here.
     let order: Vec<String> = said_texts(&mesh.0[0], "meanwhile");
-    assert_eq!(clients.texts("meanwhile"), order);
+    let heard = clients.texts("meanwhile");
+    let wrong = (0..count).find(|at| heard[*at] != order[*at]);
+    assert!(
+        wrong.is_none(),
+        "from {wrong:?} on: {:?} instead of {:?}",
+        &heard[wrong.unwrap()..],
+        &order[wrong.unwrap()..]
+    );
     assert!(mesh.0.iter().any(|node| node.stderr().contains("bridge redis")));
 }
 

@@ -11,20 +11,24 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use data_encoding::BASE32_NOPAD;
+use futures_util::StreamExt;
 use futures_util::future::{BoxFuture, pending};
 use futures_util::stream::ReadyChunks;
-use futures_util::{FutureExt, StreamExt};
+use lapin::PublisherConfirm;
 use lapin::message::Delivery;
 use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
     ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
 };
-use lapin::types::{AMQPValue, FieldTable, LongString};
+use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer, ErrorKind, ExchangeKind,
 };
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::session::{Broker, Line};
@@ -228,11 +232,13 @@ impl Broker for Exchange {
     async fn connect(&self, handle: &Handle) -> Result<Connected, Trouble> {
         let info = handle.info();
         let connection = self.target.connect(format!("hubless {} of {}", info.name, info.mesh)).await?;
-        let out = connection.create_channel().await?;
-        out.confirm_select(ConfirmSelectOptions::default()).await?;
-        self.declare(&out).await?;
-        let (exchange, handle) = (self.clone(), handle.clone());
-        Ok(Connected { exchange, handle, connection, out, source: None, site: "".into(), bound: HashSet::new() })
+        let channel = connection.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        self.declare(&channel).await?;
+        let (out, waiting) = mpsc::unbounded_channel();
+        let publishing = tokio::spawn(publish(channel.clone(), self.exchange.clone(), waiting));
+        let (exchange, handle, bound) = (self.clone(), handle.clone(), HashSet::new());
+        Ok(Connected { exchange, handle, connection, channel, out, publishing, source: None, site: "".into(), bound })
     }
 }
 
@@ -241,11 +247,42 @@ pub struct Connected {
     exchange: Exchange,
     handle: Handle,
     connection: Connection,
-    out: Channel,
+    channel: Channel,
+    /// What is to be published, in order. At most what may be out.
+    out: mpsc::UnboundedSender<Publish>,
+    publishing: JoinHandle<()>,
     source: Option<Source>,
     site: Arc<str>,
     /// Rooms whose routing keys the queue is bound with, where only the very key will do.
     bound: HashSet<Room>,
+}
+
+/// A text on its way.
+struct Publish {
+    key: String,
+    text: Bytes,
+    properties: BasicProperties,
+    /// A queue to be bound with the key first.
+    bind: Option<String>,
+    done: oneshot::Sender<lapin::Result<PublisherConfirm>>,
+}
+
+/// Hands over one text after the other: what is published at one time may overtake one another.
+async fn publish(channel: Channel, exchange: String, mut waiting: mpsc::UnboundedReceiver<Publish>) {
+    while let Some(Publish { key, text, properties, bind, done }) = waiting.recv().await {
+        let (exchange, key) = (ShortString::from(exchange.as_str()), ShortString::from(key));
+        let sent = async {
+            if let Some(queue) = bind {
+                // The broker does one after the other what comes over a channel.
+                let options = QueueBindOptions { nowait: true };
+                channel.queue_bind(queue.into(), exchange.clone(), key.clone(), options, FieldTable::default()).await?;
+            }
+            let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+            channel.basic_publish(exchange, key, options, &text, properties).await
+        };
+        // Whoever has ended does not ask.
+        let _ = done.send(sent.await);
+    }
 }
 
 /// A queue that is read.
@@ -362,34 +399,28 @@ impl Line for Connected {
     }
 
     fn send(&mut self, message: &Message) -> BoxFuture<'static, Result<(), Trouble>> {
-        let (channel, exchange, properties) =
-            (self.out.clone(), self.exchange.exchange.clone(), self.properties(message));
-        let key = routing_key(&message.room);
-        let text = message.payload.bytes().clone();
-        // A room that is new here is to be heard, too. The broker does one after the other what comes over a channel.
+        // A room that is new here is to be heard, too.
         let new = self.exchange.kind == ExchangeType::Direct && self.bound.insert(message.room.clone());
-        let queue = self.source.as_ref().filter(|_| new).map(|source| source.queue.clone());
-        let publish = async move {
-            if let Some(queue) = queue {
-                let options = QueueBindOptions { nowait: true };
-                let (queue, exchange) = (queue.into(), exchange.as_str().into());
-                channel.queue_bind(queue, exchange, key.as_str().into(), options, FieldTable::default()).await?;
-            }
-            let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-            let sent = channel.basic_publish(exchange.into(), key.into(), options, &text, properties).await?;
-            match sent.await? {
+        let bind = self.source.as_ref().filter(|_| new).map(|source| source.queue.clone());
+        let (done, answer) = oneshot::channel();
+        let (key, text, properties) =
+            (routing_key(&message.room), message.payload.bytes().clone(), self.properties(message));
+        let sent = self.out.send(Publish { key, text, properties, bind, done });
+        let ended = || Trouble::new("the connection has ended");
+        Box::pin(async move {
+            sent.map_err(|_| ended())?;
+            match answer.await.map_err(|_| ended())??.await? {
                 // One that fits no queue has come as far as it can.
                 Confirmation::Ack(_) | Confirmation::NotRequested => Ok(()),
                 Confirmation::Nack(_) => Err(Trouble::new("the broker could not keep a message")),
             }
-        };
-        publish.boxed()
+        })
     }
 
     async fn receive(&mut self) -> Result<Vec<Draft>, Trouble> {
         let ended = || Trouble::new("the connection has ended");
         let look = async {
-            while self.connection.status().connected() && self.out.status().connected() {
+            while self.connection.status().connected() && self.channel.status().connected() {
                 tokio::time::sleep(LOOK_EVERY).await;
             }
         };
@@ -424,6 +455,7 @@ impl Line for Connected {
     }
 
     async fn close(self) {
+        self.publishing.abort();
         // Also sends the acknowledgements that are still here; a broker that is gone takes nothing.
         let _ = timeout(CLOSE_WAIT, self.connection.close(200, "".into())).await;
     }

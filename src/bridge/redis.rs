@@ -11,13 +11,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use redis::aio::{MultiplexedConnection, SendError};
 use redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo, ProtocolVersion,
     PushInfo, PushKind, RedisError, ServerErrorKind, Value,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{interval, timeout};
 
@@ -155,10 +156,37 @@ pub struct Connection {
     redis: MultiplexedConnection,
     came: mpsc::UnboundedReceiver<PushInfo>,
     waiting: Arc<AtomicUsize>,
+    /// What is to be published, in order. At most what may be out.
+    out: mpsc::UnboundedSender<Publish>,
+    publishing: JoinHandle<()>,
     /// What was published and has not come back: it comes back once.
     own: HashMap<(String, String), usize>,
     listening: bool,
     alive: JoinHandle<Trouble>,
+}
+
+/// A text on its way.
+struct Publish {
+    channel: String,
+    text: Bytes,
+    done: oneshot::Sender<Result<(), Trouble>>,
+}
+
+/// Publishes what waits, all of it at once, in the order in which it came: commands that are sent beside each other may
+/// overtake one another.
+async fn publish(mut redis: MultiplexedConnection, mut waiting: mpsc::UnboundedReceiver<Publish>) {
+    let mut group = Vec::new();
+    while waiting.recv_many(&mut group, TOGETHER_MAX).await > 0 {
+        let mut commands = redis::pipe();
+        for Publish { channel, text, .. } in &group {
+            commands.cmd("PUBLISH").arg(channel).arg(&text[..]).ignore();
+        }
+        let sent = commands.query_async::<()>(&mut redis).await.map_err(Trouble::from);
+        for Publish { done, .. } in group.drain(..) {
+            // Whoever has ended does not ask.
+            let _ = done.send(sent.clone());
+        }
+    }
 }
 
 impl Connection {
@@ -190,7 +218,10 @@ impl Connection {
                 }
             }
         });
-        Ok(Connection { channels, metrics, redis, came, waiting, own: HashMap::new(), listening: false, alive })
+        let (out, queue) = mpsc::unbounded_channel();
+        let publishing = tokio::spawn(publish(redis.clone(), queue));
+        let own = HashMap::new();
+        Ok(Connection { channels, metrics, redis, came, waiting, out, publishing, own, listening: false, alive })
     }
 
     /// A message of somebody else.
@@ -247,6 +278,7 @@ fn size(info: &PushInfo) -> usize {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.alive.abort();
+        self.publishing.abort();
     }
 }
 
@@ -261,14 +293,17 @@ impl Line for Connection {
 
     fn send(&mut self, message: &Message) -> BoxFuture<'static, Result<(), Trouble>> {
         let channel = self.channels.of(&message.room);
-        let text = message.payload.text().unwrap_or_default().to_owned();
-        let mut publish = redis::cmd("PUBLISH");
-        publish.arg(&channel).arg(&text);
         if self.listening {
-            *self.own.entry((channel, text)).or_default() += 1;
+            let text = message.payload.text().unwrap_or_default().to_owned();
+            *self.own.entry((channel.clone(), text)).or_default() += 1;
         }
-        let mut redis = self.redis.clone();
-        Box::pin(async move { Ok(publish.query_async::<Value>(&mut redis).await.map(drop)?) })
+        let (done, answer) = oneshot::channel();
+        let sent = self.out.send(Publish { channel, text: message.payload.bytes().clone(), done });
+        let ended = || Trouble::new("the connection has ended");
+        Box::pin(async move {
+            sent.map_err(|_| ended())?;
+            answer.await.unwrap_or_else(|_| Err(ended()))
+        })
     }
 
     async fn receive(&mut self) -> Result<Vec<Draft>, Trouble> {
