@@ -15,7 +15,7 @@ SHELL := bash
 # Optimised, with assertions, and linked quickly: see `[profile.fast]` in Cargo.toml.
 TEST := cargo test --locked --profile fast --features sim,mutants,fuzz
 CLIPPY := cargo clippy --locked --all-targets
-SUBSETS := history mdns web amqp cli sim mutants fuzz
+SUBSETS := history mdns web amqp redis cli sim mutants fuzz
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

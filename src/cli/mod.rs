@@ -172,7 +172,7 @@ fn finish(outcome: Outcome) -> Exit {
 }
 
 fn command(cli: Cli) -> Outcome {
-    let command = cli.command.unwrap_or(Command::Run(cli.run));
+    let command = cli.command.unwrap_or(Command::Run(Box::new(cli.run)));
     log(command.log_options());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -181,7 +181,7 @@ fn command(cli: Cli) -> Outcome {
         .map_err(|error| Failure::failed(format!("no threads to work with: {}", plain(&error))))?;
     let outcome = runtime.block_on(async {
         match command {
-            Command::Run(options) => run::run(options).await,
+            Command::Run(options) => run::run(*options).await,
             Command::Pub(options) => publish::publish(options).await,
             Command::Sub(options) => subscribe::subscribe(options).await,
             Command::History(options) => history::history(options).await,

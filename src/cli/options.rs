@@ -46,7 +46,7 @@ pub enum Command {
     ///
     /// Runs until SIGINT or SIGTERM. Beside a node of the same name on this machine it takes another one, unless `--name` or
     /// `--data-dir` is given.
-    Run(Run),
+    Run(Box<Run>),
     /// Publish a message, or each line of stdin
     ///
     /// Works through the node that runs on this machine, and without one joins the mesh for the moment. Exits with 0 once

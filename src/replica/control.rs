@@ -121,8 +121,18 @@ pub struct Progress {
 /// On disk. Grows only at the end.
 #[derive(bincode::Encode, bincode::Decode)]
 struct Record {
-    begin: Option<(u64, [u8; 32], u64, u64, Vec<u8>)>,
+    begin: Option<Begin>,
     confirmed: Vec<u8>,
+}
+
+/// Where a bridge began, and which entry says so.
+#[derive(bincode::Encode, bincode::Decode)]
+struct Begin {
+    hlc: u64,
+    node: [u8; 32],
+    epoch: u64,
+    seq: u64,
+    covered: Vec<u8>,
 }
 
 impl Progress {
@@ -152,7 +162,8 @@ impl Progress {
     /// As a log keeps it.
     pub fn to_bytes(&self) -> Vec<u8> {
         let begin = self.begin.as_ref().map(|(Place { hlc, id: EntryId { run, seq } }, covered)| {
-            (hlc.0, run.node.0, run.epoch.0, seq.0, covered.to_bytes(COVERED_BYTES_MAX))
+            let covered = covered.to_bytes(COVERED_BYTES_MAX);
+            Begin { hlc: hlc.0, node: run.node.0, epoch: run.epoch.0, seq: seq.0, covered }
         });
         let record = Record { begin, confirmed: self.confirmed.to_bytes(COVERED_BYTES_MAX) };
         bincode::encode_to_vec(record, CODING).unwrap_or_default()
@@ -163,7 +174,7 @@ impl Progress {
         let (Record { begin, confirmed }, used): (Record, usize) = bincode::decode_from_slice(bytes, CODING).ok()?;
         let begin = match begin {
             None => None,
-            Some((hlc, node, epoch, seq, covered)) => {
+            Some(Begin { hlc, node, epoch, seq, covered }) => {
                 let run = Run { node: NodeId(node), epoch: Epoch(epoch) };
                 let place = Place { hlc: Hlc(hlc), id: EntryId { run, seq: Seq(seq) } };
                 Some((place, Cursor::from_bytes(&covered).ok()?))

@@ -141,6 +141,7 @@ fn fake(mesh: &str) -> Fake {
         aside,
         log: None,
         holders,
+        bridges: Default::default(),
         health,
     });
     tokio::spawn(async move {
