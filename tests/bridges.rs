@@ -120,15 +120,78 @@ fn amqp_clients_and_nodes_hear_each_other_once() {
 }
 
 #[test]
-fn kill9_of_the_active_bridge_loses_nothing() {
+fn clients_of_redis_streams_and_nodes_hear_each_other_once() {
     let _alone = one_at_a_time();
+    let redis = Redis::start();
+    let clients = Foreign::start(&["streams", &redis.url()]);
+    clients.say("chat_stream", &["before the bridge"]);
+    let mesh = bridged(&["a", "b"], &["--redis", &redis.url(), "--redis-mode", "streams"]);
+    let texts = ["hello big world", "zażółć 🦀 \"quoted\"\n", "again", "again"];
+    for (number, text) in texts.iter().enumerate() {
+        mesh.0[number % 2].say(text);
+    }
+    let id = say(&mesh.0[1], "nodejs", "in a room");
+    let from_mesh = || -> Vec<Value> { clients.heard().into_iter().filter(|heard| heard["id"].is_string()).collect() };
+    eventually(PATIENCE, "clients hear the mesh", || from_mesh().len() == 5);
+    let heard = from_mesh().pop().unwrap();
+    assert_eq!(
+        (&heard["to"], &heard["id"], &heard["text"]),
+        (&"chat_stream.nodejs".into(), &id.into(), &"in a room".into())
+    );
+    assert_eq!((&heard["headers"]["name"], &heard["headers"]["hops"]), (&"b".into(), &"1".into()));
+    assert!(heard["headers"]["path"].as_str().unwrap().starts_with("default/"), "{heard}");
+
+    clients.say("chat_stream", &["hello big world", "from 🦀 outside", "again", "again"]);
+    clients.publish(
+        &json!({ "to": "chat_stream", "texts": ["named", "named", "of another text"], "ids": ["n", "n", "n"] }),
+    );
+    clients.publish(&json!({ "to": "chat_stream", "texts": [{ "hex": "ff00fe" }, "x".repeat(256 * 1024 + 1)] }));
+    clients.publish(&json!({ "to": "chat_stream", "texts": ["no message"], "field": "other" }));
+    clients.say("chat_stream.No Room!", &["nowhere"]);
+    // A room that is new is found.
+    clients.say("chat_stream.fresh", &["in a new room"]);
+    clients.say("chat_stream", &["the last"]);
+    let outside = ["hello big world", "from 🦀 outside", "again", "again", "named", "the last"];
+    let expected: Vec<&str> = texts.iter().copied().chain(outside).collect();
+    for node in &mesh.0 {
+        let rooms = BTreeMap::from([("fresh".into(), 1), ("lobby".into(), 10), ("nodejs".into(), 1)]);
+        eventually(PATIENCE, "nodes hear the clients", || node.rooms() == rooms);
+        assert_eq!(lobby(node), expected, "{}", node.name());
+    }
+    let (_, page) = mesh.0[0].request("GET", "/api/v1/messages?room=lobby&grep=outside", "");
+    assert_eq!(page["messages"][0]["via"], "redis");
+    mesh.0[0].say("afterwards");
+    eventually(PATIENCE, "it is heard", || clients.texts("afterwards").len() == 1);
+    assert_eq!(clients.texts("from 🦀").len(), 1, "only what the client itself had said");
+    let left = redis.cli(&["XINFO", "GROUPS", "chat_stream"]);
+    let pending = left.lines().skip_while(|line| *line != "pending").nth(1);
+    assert_eq!(pending, Some("0"), "all is acknowledged: {left}");
+}
+
+#[test]
+fn kill9_of_the_active_bridge_to_amqp_loses_nothing() {
+    let _alone = one_at_a_time();
+    let rabbit = Rabbit::start();
+    let clients = Foreign::start(&["amqp", &rabbit.url(), "chat", "fanout", "foreign"]);
+    kill9("bridges: AMQP, the active node killed", &["--amqp", &rabbit.url()], &clients, "chat");
+    drained(&rabbit);
+}
+
+#[test]
+fn kill9_of_the_active_bridge_to_redis_streams_loses_nothing() {
+    let _alone = one_at_a_time();
+    let redis = Redis::start();
+    let clients = Foreign::start(&["streams", &redis.url()]);
+    let options = ["--redis", &redis.url(), "--redis-mode", "streams"];
+    kill9("bridges: Redis streams, the active node killed", &options, &clients, "chat_stream");
+}
+
+fn kill9(what: &'static str, options: &[&str], clients: &Foreign, to: &str) {
     let (kills, count) = (soak::count(2, 10), soak::count(1_500, 10_000));
-    let mut claim = Claim::new("bridges: AMQP, the active node killed", kills);
+    let mut claim = Claim::new(what, kills);
     let mut dice = Dice::new();
     claim.seeded(dice.seed);
-    let rabbit = Rabbit::start();
-    let mut mesh = bridged(&["a", "b", "speaker"], &["--amqp", &rabbit.url()]);
-    let clients = Foreign::start(&["amqp", &rabbit.url(), "chat", "fanout", "foreign"]);
+    let mut mesh = bridged(&["a", "b", "speaker"], options);
     let inward: Vec<String> = (0..count).map(|number| format!("inward {number}")).collect();
     let mut hand_over_ms = Vec::new();
     let speaker = mesh.0.pop().unwrap();
@@ -148,7 +211,7 @@ fn kill9_of_the_active_bridge_loses_nothing() {
         let others = scope.spawn(|| {
             for from in (0..count).step_by(50) {
                 let texts = &inward[from..count.min(from + 50)];
-                clients.publish(&json!({ "to": "chat", "texts": texts, "ids": texts }));
+                clients.publish(&json!({ "to": to, "texts": texts, "ids": texts }));
             }
         });
         let mut round = 0;
@@ -187,7 +250,6 @@ fn kill9_of_the_active_bridge_loses_nothing() {
     claim.measured("doubles", doubles);
     claim.times_ms("hand_over_ms", hand_over_ms);
     assert!(doubles <= kills * OUT_MAX, "{doubles} doubles");
-    drained(&rabbit);
 }
 
 #[test]
@@ -329,8 +391,10 @@ fn two_sites_see_each_other_once() {
     let _alone = one_at_a_time();
     let count = soak::count(500, 5_000);
     let mut claim = Claim::new("bridges: two meshes of one name, two bridges each", count);
-    let rabbit = Rabbit::start();
-    let sites = [bridged(&["a", "b"], &["--amqp", &rabbit.url()]), bridged(&["c", "d"], &["--amqp", &rabbit.url()])];
+    let (rabbit, redis) = (Rabbit::start(), Redis::start());
+    // Over both at once, two bridges to each on either side.
+    let options = ["--amqp", &rabbit.url(), "--redis", &redis.url(), "--redis-mode", "streams"];
+    let sites = [bridged(&["a", "b"], &options), bridged(&["c", "d"], &options)];
     std::thread::scope(|scope| {
         for (site, mesh) in ["north", "south"].iter().zip(&sites) {
             scope.spawn(move || {
@@ -404,14 +468,19 @@ fn bridged(names: &[&str], options: &[&str]) -> Mesh {
     mesh
 }
 
-/// Which one is active; waits until one is.
+/// Which one is active; waits until one is, of each bridge.
 #[track_caller]
 fn leader(mesh: &Mesh) -> usize {
-    let active = || mesh.0.iter().filter(|node| node.runs()).position(|node| state(node) == "active");
-    eventually(PATIENCE, "a node is active", || active().is_some());
-    let others = mesh.0.iter().filter(|node| state(node) == "active").count();
-    assert_eq!(others, 1, "one of them");
-    active().unwrap()
+    let active = |bridge: usize| -> Vec<usize> {
+        let is_active = |at: &usize| mesh.0[*at].get("/readyz")["bridges"][bridge]["state"] == "active";
+        (0..mesh.0.len()).filter(is_active).collect()
+    };
+    let bridges = mesh.0[0].get("/readyz")["bridges"].as_array().unwrap().len().max(1);
+    for bridge in 0..bridges {
+        eventually(PATIENCE, "a node is active", || !active(bridge).is_empty());
+        assert_eq!(active(bridge).len(), 1, "one of them");
+    }
+    active(0)[0]
 }
 
 /// What the node's only bridge does.

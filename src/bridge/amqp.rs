@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use data_encoding::BASE32_NOPAD;
 use futures_util::StreamExt;
 use futures_util::future::{BoxFuture, pending};
 use futures_util::stream::ReadyChunks;
@@ -31,12 +30,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::session::{Broker, Line};
+use super::session::{Broker, Line, Place};
 use super::{GUEST, TOPIC, Trouble};
 use crate::handle::{Draft, Handle, Message, NAME_BYTES_MAX, PAYLOAD_BYTES_MAX, Via};
 use crate::id::{Key, Room};
 use crate::metrics::count;
-use crate::replica::control::Control;
 
 /// How long a broker may take to answer.
 const CONNECT_WAIT: Duration = Duration::from_secs(10);
@@ -191,8 +189,6 @@ pub struct Exchange {
     pub live: bool,
     /// Routing keys to bind the queue with, besides those of the rooms.
     pub bind: Vec<String>,
-    /// Tells this mesh from others of its name at this broker; none: a random word that the log keeps.
-    pub site: Option<String>,
 }
 
 impl Exchange {
@@ -238,7 +234,7 @@ impl Broker for Exchange {
         let (out, waiting) = mpsc::unbounded_channel();
         let publishing = tokio::spawn(publish(channel.clone(), self.exchange.clone(), waiting));
         let (exchange, handle, bound) = (self.clone(), handle.clone(), HashSet::new());
-        Ok(Connected { exchange, handle, connection, channel, out, publishing, source: None, site: "".into(), bound })
+        Ok(Connected { exchange, handle, connection, channel, out, publishing, source: None, place: None, bound })
     }
 }
 
@@ -252,7 +248,7 @@ pub struct Connected {
     out: mpsc::UnboundedSender<Publish>,
     publishing: JoinHandle<()>,
     source: Option<Source>,
-    site: Arc<str>,
+    place: Option<Place>,
     /// Rooms whose routing keys the queue is bound with, where only the very key will do.
     bound: HashSet<Room>,
 }
@@ -296,31 +292,10 @@ struct Source {
 }
 
 impl Connected {
-    /// The word of this mesh, made if there is none.
-    async fn site(&self) -> Result<Arc<str>, Trouble> {
-        if let Some(site) = &self.exchange.site {
-            return Ok(site.as_str().into());
-        }
-        let unread = |error: crate::error::HistoryError| Trouble::new(format!("nothing is read: {error}"));
-        if let Some(site) = self.handle.site().await.map_err(unread)? {
-            return Ok(site);
-        }
-        let random = getrandom::u64().map_err(|error| Trouble::new(format!("no random numbers: {error}")))?;
-        let word = BASE32_NOPAD.encode(&random.to_be_bytes()[..5]).to_ascii_lowercase();
-        let told = self.handle.tell(&Control::Site(word.into())).await;
-        told.map_err(|error| Trouble::new(format!("nothing is kept: {error}")))?;
-        self.handle.site().await.map_err(unread)?.ok_or_else(|| Trouble::new("the log does not remember the site"))
-    }
-
-    /// Which mesh this is, as other meshes see it.
-    fn place(&self) -> String {
-        format!("{}/{}", self.handle.info().mesh, self.site)
-    }
-
     /// A message of somebody else; none if it has been here before, or is no message.
     fn draft(&self, delivery: &Delivery) -> Option<Draft> {
         let path = header(delivery, header::PATH).unwrap_or_default();
-        if path.split(',').any(|place| place == self.place()) {
+        if self.place.as_ref().is_some_and(|place| place.is_in(path)) {
             return None;
         }
         match draft(delivery) {
@@ -336,14 +311,15 @@ impl Connected {
     fn properties(&self, message: &Message) -> BasicProperties {
         let text = |text: &str| AMQPValue::LongString(LongString::from(text));
         let mut headers = FieldTable::default();
+        let place = self.place.as_ref().map(Place::to_string).unwrap_or_default();
         for (name, value) in [
             (header::NODE, text(&message.id.run.node.to_string())),
             (header::NAME, text(&message.name)),
             (header::ROOM, text(message.room.as_str())),
             (header::MESH, text(&self.handle.info().mesh)),
-            (header::SITE, text(&self.site)),
+            (header::SITE, text(self.place.as_ref().map_or("", |place| &place.site))),
             (header::HOPS, AMQPValue::LongInt(1)),
-            (header::PATH, text(&self.place())),
+            (header::PATH, text(&place)),
         ] {
             headers.insert(name.into(), value);
         }
@@ -358,8 +334,7 @@ impl Connected {
 }
 
 impl Line for Connected {
-    async fn listen(&mut self) -> Result<(), Trouble> {
-        self.site = self.site().await?;
+    async fn listen(&mut self, place: Place) -> Result<(), Trouble> {
         let channel = self.connection.create_channel().await?;
         channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
         let Exchange { queue, live, kind, bind, .. } = self.exchange.clone();
@@ -373,8 +348,9 @@ impl Line for Connected {
         let name = match queue {
             _ if live => String::new(),
             Some(queue) => queue,
-            None => format!("hubless.{}.{}", self.handle.info().mesh, self.site),
+            None => format!("hubless.{}.{}", place.mesh, place.site),
         };
+        self.place = Some(place);
         let queue = channel.queue_declare(name.as_str().into(), options, arguments).await?.name().to_string();
         let options = BasicConsumeOptions { no_ack: live, ..BasicConsumeOptions::default() };
         let mut keys = bind;

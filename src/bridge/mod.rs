@@ -14,6 +14,8 @@ pub mod plain;
 pub mod redis;
 #[cfg(any(feature = "amqp", feature = "redis"))]
 mod session;
+#[cfg(feature = "redis")]
+pub mod streams;
 #[cfg(any(feature = "amqp", feature = "redis"))]
 mod supervise;
 

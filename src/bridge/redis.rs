@@ -11,25 +11,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use redis::aio::{MultiplexedConnection, SendError};
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo, ProtocolVersion,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo, ProtocolVersion,
     PushInfo, PushKind, RedisError, ServerErrorKind, Value,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{interval, timeout};
 
-use super::session::{Broker, Line};
+use super::session::{Broker, Line, Place};
 use super::{GUEST, Trouble};
 use crate::handle::{Draft, Handle, Message, PAYLOAD_BYTES_MAX, Via};
 use crate::id::Room;
 use crate::metrics::{Metrics, count};
 
 /// How long Redis may take to answer.
-const ANSWER_WAIT: Duration = Duration::from_secs(5);
+pub(super) const ANSWER_WAIT: Duration = Duration::from_secs(5);
 /// A connection that is silent is asked so often whether it is there.
 const PING_EVERY: Duration = Duration::from_secs(3);
 /// What may wait to be kept, in bytes; beyond, the connection is cut, as Redis itself cuts a subscriber that is behind.
@@ -40,7 +39,7 @@ const TOGETHER_MAX: usize = 256;
 /// A Redis server by its URL. What it shows of itself holds neither user nor password.
 #[derive(Clone)]
 pub struct Target {
-    info: ConnectionInfo,
+    pub(super) info: ConnectionInfo,
     place: String,
 }
 
@@ -141,10 +140,8 @@ impl Channels {
     /// [`Trouble`].
     pub async fn check(&self) -> Result<String, Trouble> {
         let mut connection = Connection::open(self.clone(), Metrics::new()).await?;
-        connection.listen().await?;
-        let info: String =
-            redis::cmd("INFO").arg("server").query_async(&mut connection.redis).await.unwrap_or_default();
-        let version = info.lines().find_map(|line| line.strip_prefix("redis_version:")).unwrap_or("of unknown version");
+        connection.subscribe().await?;
+        let version = version(&mut connection.redis).await;
         Ok(format!("Redis {version}, which lets this user listen to {} and {}*", self.lobby, self.prefix))
     }
 }
@@ -156,37 +153,82 @@ pub struct Connection {
     redis: MultiplexedConnection,
     came: mpsc::UnboundedReceiver<PushInfo>,
     waiting: Arc<AtomicUsize>,
-    /// What is to be published, in order. At most what may be out.
-    out: mpsc::UnboundedSender<Publish>,
-    publishing: JoinHandle<()>,
+    commands: Commands,
     /// What was published and has not come back: it comes back once.
     own: HashMap<(String, String), usize>,
     listening: bool,
     alive: JoinHandle<Trouble>,
 }
 
-/// A text on its way.
-struct Publish {
-    channel: String,
-    text: Bytes,
-    done: oneshot::Sender<Result<(), Trouble>>,
+/// Which Redis it is, if it says so.
+pub(super) async fn version(redis: &mut MultiplexedConnection) -> String {
+    let info: String = redis::cmd("INFO").arg("server").query_async(redis).await.unwrap_or_default();
+    info.lines().find_map(|line| line.strip_prefix("redis_version:")).unwrap_or("of unknown version").to_string()
 }
 
-/// Publishes what waits, all of it at once, in the order in which it came: commands that are sent beside each other may
-/// overtake one another.
-async fn publish(mut redis: MultiplexedConnection, mut waiting: mpsc::UnboundedReceiver<Publish>) {
-    let mut group = Vec::new();
-    while waiting.recv_many(&mut group, TOGETHER_MAX).await > 0 {
-        let mut commands = redis::pipe();
-        for Publish { channel, text, .. } in &group {
-            commands.cmd("PUBLISH").arg(channel).arg(&text[..]).ignore();
-        }
-        let sent = commands.query_async::<()>(&mut redis).await.map_err(Trouble::from);
-        for Publish { done, .. } in group.drain(..) {
-            // Whoever has ended does not ask.
-            let _ = done.send(sent.clone());
-        }
+/// Gives commands to Redis: all that wait at once, in the order in which they came. Those that are sent beside each other
+/// may overtake one another.
+pub(super) struct Commands {
+    waiting: mpsc::UnboundedSender<(Cmd, oneshot::Sender<Result<(), Trouble>>)>,
+    task: JoinHandle<()>,
+}
+
+impl Commands {
+    pub fn new(mut redis: MultiplexedConnection) -> Commands {
+        let (waiting, mut queue) = mpsc::unbounded_channel();
+        let task = tokio::spawn(async move {
+            let mut group: Vec<(Cmd, oneshot::Sender<_>)> = Vec::new();
+            while queue.recv_many(&mut group, TOGETHER_MAX).await > 0 {
+                let mut commands = redis::pipe();
+                let (given, done): (Vec<_>, Vec<_>) = group.drain(..).unzip();
+                for command in given {
+                    commands.add_command(command).ignore();
+                }
+                let sent = commands.query_async::<()>(&mut redis).await.map_err(Trouble::from);
+                for done in done {
+                    // Whoever has ended does not ask.
+                    let _ = done.send(sent.clone());
+                }
+            }
+        });
+        Commands { waiting, task }
     }
+
+    /// Gives one; done once Redis has answered.
+    pub fn send(&self, command: Cmd) -> BoxFuture<'static, Result<(), Trouble>> {
+        let (done, answer) = oneshot::channel();
+        let sent = self.waiting.send((command, done));
+        Box::pin(async move {
+            sent.map_err(|_| ended())?;
+            answer.await.unwrap_or_else(|_| Err(ended()))
+        })
+    }
+}
+
+impl Drop for Commands {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+pub(super) fn ended() -> Trouble {
+    Trouble::new("the connection has ended")
+}
+
+/// Asks again and again whether Redis is there, and ends with why it is not: a connection may be dead without a word.
+pub(super) fn watch(mut redis: MultiplexedConnection) -> JoinHandle<Trouble> {
+    tokio::spawn(async move {
+        let mut due = interval(PING_EVERY);
+        loop {
+            due.tick().await;
+            let ping = redis::cmd("PING");
+            match timeout(ANSWER_WAIT, ping.query_async::<Value>(&mut redis)).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => return error.into(),
+                Err(_) => return Trouble::new("Redis has fallen silent"),
+            }
+        }
+    })
 }
 
 impl Connection {
@@ -205,23 +247,17 @@ impl Connection {
             });
         let client = Client::open(channels.target.info.clone())?;
         let redis = client.get_multiplexed_async_connection_with_config(&config).await?;
-        let mut pinging = redis.clone();
-        let alive = tokio::spawn(async move {
-            let mut due = interval(PING_EVERY);
-            loop {
-                due.tick().await;
-                let ping = redis::cmd("PING");
-                match timeout(ANSWER_WAIT, ping.query_async::<Value>(&mut pinging)).await {
-                    Ok(Ok(_)) => {}
-                    Ok(Err(error)) => return error.into(),
-                    Err(_) => return Trouble::new("Redis has fallen silent"),
-                }
-            }
-        });
-        let (out, queue) = mpsc::unbounded_channel();
-        let publishing = tokio::spawn(publish(redis.clone(), queue));
+        let (commands, alive) = (Commands::new(redis.clone()), watch(redis.clone()));
         let own = HashMap::new();
-        Ok(Connection { channels, metrics, redis, came, waiting, out, publishing, own, listening: false, alive })
+        Ok(Connection { channels, metrics, redis, came, waiting, commands, own, listening: false, alive })
+    }
+
+    async fn subscribe(&mut self) -> Result<(), Trouble> {
+        let Channels { lobby, prefix, .. } = &self.channels;
+        self.redis.subscribe(lobby).await?;
+        self.redis.psubscribe(format!("{}*", escaped(prefix))).await?;
+        self.listening = true;
+        Ok(())
     }
 
     /// A message of somebody else.
@@ -278,32 +314,23 @@ fn size(info: &PushInfo) -> usize {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.alive.abort();
-        self.publishing.abort();
     }
 }
 
 impl Line for Connection {
-    async fn listen(&mut self) -> Result<(), Trouble> {
-        let Channels { lobby, prefix, .. } = &self.channels;
-        self.redis.subscribe(lobby).await?;
-        self.redis.psubscribe(format!("{}*", escaped(prefix))).await?;
-        self.listening = true;
-        Ok(())
+    async fn listen(&mut self, _: Place) -> Result<(), Trouble> {
+        self.subscribe().await
     }
 
     fn send(&mut self, message: &Message) -> BoxFuture<'static, Result<(), Trouble>> {
         let channel = self.channels.of(&message.room);
+        let text = message.payload.text().unwrap_or_default();
+        let mut publish = redis::cmd("PUBLISH");
+        publish.arg(&channel).arg(text);
         if self.listening {
-            let text = message.payload.text().unwrap_or_default().to_owned();
-            *self.own.entry((channel.clone(), text)).or_default() += 1;
+            *self.own.entry((channel, text.to_owned())).or_default() += 1;
         }
-        let (done, answer) = oneshot::channel();
-        let sent = self.out.send(Publish { channel, text: message.payload.bytes().clone(), done });
-        let ended = || Trouble::new("the connection has ended");
-        Box::pin(async move {
-            sent.map_err(|_| ended())?;
-            answer.await.unwrap_or_else(|_| Err(ended()))
-        })
+        self.commands.send(publish)
     }
 
     async fn receive(&mut self) -> Result<Vec<Draft>, Trouble> {
@@ -342,7 +369,7 @@ impl Line for Connection {
 }
 
 /// A pattern that stands for these very letters.
-fn escaped(prefix: &str) -> String {
+pub(super) fn escaped(prefix: &str) -> String {
     let mut pattern = String::with_capacity(prefix.len());
     for letter in prefix.chars() {
         if matches!(letter, '*' | '?' | '[' | ']' | '\\' | '^') {

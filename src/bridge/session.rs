@@ -6,11 +6,13 @@
 //! this node dies.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::future::pending;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use data_encoding::BASE32_NOPAD;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
 use futures_util::{Stream, StreamExt};
@@ -20,7 +22,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::election::Election;
 use super::supervise::{Options, Trouble, keep};
-use crate::error::PublishError;
+use crate::error::{HistoryError, PublishError};
 use crate::handle::{
     BridgeState, BridgeStatus, Cursor, Delivery, Draft, Event, Filter, Handle, Message, PeerState, Via,
 };
@@ -63,14 +65,37 @@ pub trait Broker: Send + Sync + 'static {
     /// What carries nothing but a text, so that nobody can tell where a message has been.
     const BARE: bool;
 
-    /// Connects. `origin` names this mesh and site.
+    /// Connects.
     fn connect(&self, handle: &Handle) -> impl Future<Output = Result<Self::Line, Trouble>> + Send;
+}
+
+/// A mesh as other meshes see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its name.
+    pub mesh: Arc<str>,
+    /// The word that tells it from others of that name.
+    pub site: Arc<str>,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.mesh, self.site)
+    }
+}
+
+impl Place {
+    /// Whether a message that came along `path`, places separated by commas, has been here.
+    pub fn is_in(&self, path: &str) -> bool {
+        let here = self.to_string();
+        path.split(',').any(|place| place == here)
+    }
 }
 
 /// A connection to a broker.
 pub trait Line: Send {
-    /// Begins to take what others say there.
-    fn listen(&mut self) -> impl Future<Output = Result<(), Trouble>> + Send;
+    /// Begins to take what others say there. `place` is this mesh as others see it: what has passed it comes no further.
+    fn listen(&mut self, place: Place) -> impl Future<Output = Result<(), Trouble>> + Send;
 
     /// Gives a message to the broker; done once it is confirmed. Messages go out in the order of these calls.
     fn send(&mut self, message: &Message) -> BoxFuture<'static, Result<(), Trouble>>;
@@ -90,6 +115,7 @@ pub struct Session {
     handle: Handle,
     name: Arc<str>,
     relay: bool,
+    site: Option<String>,
     from_start: bool,
     /// When this node may stand at the earliest.
     stands_at: Instant,
@@ -156,8 +182,8 @@ enum Happened {
 
 impl Session {
     pub fn new(handle: Handle, name: Arc<str>, options: &Options) -> Session {
-        let Options { relay, from_start, .. } = *options;
-        Session { handle, name, relay, from_start, stands_at: Instant::now() + STANDS_AFTER }
+        let Options { relay, site, from_start, .. } = options.clone();
+        Session { handle, name, relay, site, from_start, stands_at: Instant::now() + STANDS_AFTER }
     }
 
     /// Connects, and works until the connection has to end.
@@ -193,6 +219,21 @@ impl Session {
         ended
     }
 
+    /// This mesh as others see it; its word is made where there is none.
+    async fn place(&self) -> Result<Place, Trouble> {
+        let mesh = self.handle.info().mesh.clone();
+        if let Some(site) = &self.site {
+            return Ok(Place { mesh, site: site.as_str().into() });
+        }
+        if self.handle.site().await.map_err(|error| unread(&error))?.is_none() {
+            let random = getrandom::u64().map_err(|error| Trouble::new(format!("no random numbers: {error}")))?;
+            let word = BASE32_NOPAD.encode(&random.to_be_bytes()[..5]).to_ascii_lowercase();
+            self.tell(&Control::Site(word.into())).await?;
+        }
+        let site = self.handle.site().await.map_err(|error| unread(&error))?;
+        site.map(|site| Place { mesh, site }).ok_or_else(|| Trouble::new("the log does not remember the site"))
+    }
+
     async fn say(&self, role: Role) -> Result<(), Trouble> {
         self.tell(&Control::Role { bridge: self.name.clone(), role }).await
     }
@@ -204,6 +245,10 @@ impl Session {
 
 fn node_stopped() -> Trouble {
     Trouble::new("the node has stopped")
+}
+
+fn unread(error: &HistoryError) -> Trouble {
+    Trouble::new(format!("nothing is read: {error}"))
 }
 
 fn unkept(error: &PublishError) -> Trouble {
@@ -327,7 +372,7 @@ impl<L: Line> Work<'_, L> {
         let Session { handle, name, from_start, .. } = self.session;
         self.election.hear(handle.info().run, Role::Leading);
         self.session.say(Role::Leading).await?;
-        let unread = |error: crate::error::HistoryError| Trouble::new(format!("nothing is read: {error}"));
+        let unread = |error: HistoryError| unread(&error);
         let mut progress = handle.progress(name).await.map_err(unread)?;
         if progress.is_none() {
             let covered = if *from_start { Cursor::new() } else { handle.everything().await.map_err(unread)? };
@@ -337,7 +382,7 @@ impl<L: Line> Work<'_, L> {
         let covered = progress.ok_or_else(|| Trouble::new("the log remembers no further bridge"))?;
         let said = handle.resume(Filter::Everything, covered).await;
         let said = said.map_err(|_| node_stopped())?;
-        self.line.listen().await?;
+        self.line.listen(self.session.place().await?).await?;
         let now = Instant::now();
         self.out = Some(Out {
             said: Box::pin(said),
@@ -453,7 +498,7 @@ fn goes_out(message: &Message, bare: bool, relay: bool) -> bool {
     text && match message.via {
         Via::Mesh | Via::Import => true,
         Via::Plain | Via::Redis => relay && !bare,
-        Via::Amqp => false,
+        Via::Amqp | Via::Stream => false,
     }
 }
 

@@ -23,6 +23,8 @@ pub struct Options {
     pub target: Target,
     /// Whether what came in as bare text, where nobody can tell where it has been, goes out over other bridges.
     pub relay: bool,
+    /// Tells this mesh from others of its name at one broker; none: a random word that the log keeps.
+    pub site: Option<String>,
     /// Whether a bridge that is new to its mesh begins with the oldest message there is, not with the next one.
     pub from_start: bool,
 }
@@ -33,6 +35,9 @@ pub enum Target {
     /// Redis, pub/sub.
     #[cfg(feature = "redis")]
     Redis(super::redis::Channels),
+    /// Redis, streams.
+    #[cfg(feature = "redis")]
+    Streams(super::streams::Streams),
     /// An AMQP 0-9-1 exchange.
     #[cfg(feature = "amqp")]
     Amqp(super::amqp::Exchange),
@@ -47,6 +52,8 @@ impl Target {
         match self {
             #[cfg(feature = "redis")]
             Target::Redis(channels) => channels.check().await,
+            #[cfg(feature = "redis")]
+            Target::Streams(streams) => streams.check().await,
             #[cfg(feature = "amqp")]
             Target::Amqp(exchange) => exchange.check().await,
         }
@@ -58,6 +65,8 @@ impl fmt::Display for Target {
         match self {
             #[cfg(feature = "redis")]
             Target::Redis(channels) => write!(f, "redis {}", channels.target),
+            #[cfg(feature = "redis")]
+            Target::Streams(streams) => write!(f, "redis {}", streams.target),
             #[cfg(feature = "amqp")]
             Target::Amqp(exchange) => write!(f, "amqp {}", exchange.target),
         }
@@ -99,6 +108,8 @@ impl Bridge {
         let task = match options.target.clone() {
             #[cfg(feature = "redis")]
             Target::Redis(channels) => tokio::spawn(supervise(handle, channels, options, stopped)),
+            #[cfg(feature = "redis")]
+            Target::Streams(streams) => tokio::spawn(supervise(handle, streams, options, stopped)),
             #[cfg(feature = "amqp")]
             Target::Amqp(exchange) => tokio::spawn(supervise(handle, exchange, options, stopped)),
         };

@@ -10,6 +10,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hubless::bridge::amqp::{Exchange, ExchangeType};
 use hubless::bridge::redis::Channels;
+use hubless::bridge::streams::Streams;
 use hubless::bridge::{self, Target, plain};
 use hubless::config::{Config, Fsync, Listen, Seed, host_name};
 use hubless::id::Room;
@@ -120,9 +121,12 @@ pub struct BridgeOptions {
     // As text: an error of the parser would show the password in it.
     #[arg(long, value_name = "URL")]
     pub redis: Option<String>,
-    /// How Redis is spoken to [default: pubsub]
-    #[arg(long, value_name = "pubsub", value_parser = redis_mode)]
-    pub redis_mode: Option<String>,
+    /// How Redis is spoken to: channels, where nothing is kept, or streams, where what is said while no node listens is not lost
+    #[arg(long, value_name = "pubsub|streams", default_value = "pubsub", value_parser = ["pubsub", "streams"])]
+    pub redis_mode: String,
+    /// The stream that stands for the lobby; those of other rooms are called `NAME.ROOM`
+    #[arg(long, value_name = "NAME", default_value = "chat_stream")]
+    pub redis_stream: String,
     /// The channel that stands for the lobby
     #[arg(long, value_name = "CHANNEL", default_value = "chat_messages")]
     pub redis_channel: String,
@@ -548,11 +552,14 @@ impl BridgeOptions {
     pub fn wanted(&self) -> Result<Vec<bridge::Options>, String> {
         let mut targets = Vec::new();
         if let Some(url) = &self.redis {
-            targets.push(Target::Redis(Channels {
-                target: url.parse().map_err(|error| format!("--redis: {error}"))?,
-                lobby: self.redis_channel.clone(),
-                prefix: self.redis_room_prefix.clone(),
-            }));
+            let target = url.parse().map_err(|error| format!("--redis: {error}"))?;
+            targets.push(match &*self.redis_mode {
+                "streams" => Target::Streams(Streams { target, stream: self.redis_stream.clone() }),
+                _ => {
+                    let (lobby, prefix) = (self.redis_channel.clone(), self.redis_room_prefix.clone());
+                    Target::Redis(Channels { target, lobby, prefix })
+                }
+            });
         }
         if let Some(url) = &self.amqp {
             targets.push(Target::Amqp(Exchange {
@@ -562,11 +569,14 @@ impl BridgeOptions {
                 queue: self.amqp_queue.clone(),
                 live: self.amqp_live,
                 bind: self.amqp_bind.clone(),
-                site: self.site.clone(),
             }));
         }
         let (relay, from_start) = (self.relay, self.bridge_from == "start");
-        Ok(targets.into_iter().map(|target| bridge::Options { target, relay, from_start }).collect())
+        let site = &self.site;
+        Ok(targets
+            .into_iter()
+            .map(|target| bridge::Options { target, relay, site: site.clone(), from_start })
+            .collect())
     }
 }
 
@@ -615,14 +625,6 @@ pub fn switch(text: &str) -> Result<bool, String> {
         "1" | "true" => Ok(true),
         "0" | "false" => Ok(false),
         _ => Err("a switch is 1, true, 0 or false".into()),
-    }
-}
-
-fn redis_mode(word: &str) -> Result<String, String> {
-    match word {
-        "pubsub" => Ok(word.into()),
-        "streams" => Err("streams are not spoken yet, only pubsub".into()),
-        _ => Err("only pubsub is spoken yet".into()),
     }
 }
 

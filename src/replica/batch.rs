@@ -60,6 +60,9 @@ pub enum Via {
     Plain,
     /// From an imported history.
     Import,
+    /// From a stream of Redis.
+    #[serde(rename = "redis")]
+    Stream,
 }
 
 /// A message before it has an id.

@@ -1,8 +1,8 @@
 """Stock clients of a broker: prints what comes, a JSON object a line, and publishes what stdin says.
 
-broker.py redis URL | broker.py amqp URL EXCHANGE TYPE QUEUE
+broker.py redis URL | broker.py streams URL | broker.py amqp URL EXCHANGE TYPE QUEUE
 
-stdin: {"texts": [...], "to": channel or routing key, "ids"?: [...], "headers"?: {...}}; answered with {"done": N}. A text may
+stdin: {"texts": [...], "to": channel, stream or routing key, "ids"?: [...], "headers"?: {...}}; answered with {"done": N}. A text may
 be {"hex": ...}. A broker that goes away is tried again until all is published; the same ids are used then.
 """
 
@@ -46,6 +46,33 @@ def redis_main(url):
         order = json.loads(line)
         for text in order["texts"]:
             client.publish(order["to"], body(text))
+        say(done=len(order["texts"]))
+
+
+def streams_main(url):
+    import redis
+
+    def listen():
+        last = {"chat_stream": "0", "chat_stream.nodejs": "0"}
+        client = redis.Redis.from_url(url)
+        say(listening=True)
+        while True:
+            try:
+                for stream, entries in client.xread(last, count=100, block=200):
+                    for entry, fields in entries:
+                        last[stream.decode()] = entry
+                        fields = {name.decode(): value.decode(errors="replace") for name, value in fields.items()}
+                        say(text=fields.pop("message", ""), to=stream.decode(), id=fields.pop("id", None), headers=fields)
+            except redis.RedisError:
+                time.sleep(0.01)
+
+    threading.Thread(target=listen, daemon=True).start()
+    client = redis.Redis.from_url(url)
+    for line in sys.stdin:
+        order = json.loads(line)
+        for number, text in enumerate(order["texts"]):
+            named = {"id": order["ids"][number]} if "ids" in order else {}
+            client.xadd(order["to"], {order.get("field", "message"): body(text), **named, **order.get("headers", {})})
         say(done=len(order["texts"]))
 
 
@@ -97,4 +124,4 @@ def amqp_main(url, exchange, kind, queue):
         say(done=len(order["texts"]))
 
 
-{"redis": redis_main, "amqp": amqp_main}[sys.argv[1]](*sys.argv[2:])
+{"redis": redis_main, "streams": streams_main, "amqp": amqp_main}[sys.argv[1]](*sys.argv[2:])
