@@ -1,7 +1,7 @@
 // The page: ties store, line to the node and panels together, and turns what a person does into frames.
 
 import { byId, setAttribute, setText, soon } from './dom.js';
-import { Banner, People, Rooms, Status } from './panels.js';
+import { Banner, Bridges, People, Rooms, Status } from './panels.js';
 import { Search } from './search.js';
 import { Link } from './socket.js';
 import { Store, TEXT_BYTES_MAX, bytesOf, roomFault, shelf, tidyName } from './store.js';
@@ -16,6 +16,7 @@ const kept = shelf('localStorage');
 const store = new Store();
 const rooms = new Rooms(store);
 const people = new People(store);
+const bridges = new Bridges();
 const banner = new Banner(() => link.hurry());
 const status = new Status();
 const log = new Log(store, {
@@ -167,10 +168,11 @@ function showHistory(state) {
 }
 
 const frames = {
-  welcome({ type, rooms: list, peers, cursor, ...node }) {
+  welcome({ type, rooms: list, peers, bridges, cursor, ...node }) {
     learnNode(node);
     store.learnRooms(list);
     store.peers = peers ?? store.peers;
+    store.bridges = bridges ?? [];
     store.cursor = cursor ?? store.cursor;
     for (const entry of store.unsent()) deliver(entry);
     if (!current.loaded || current.fault) load(current);
@@ -195,6 +197,9 @@ const frames = {
   },
   peers({ peers }) {
     store.peers = peers ?? [];
+  },
+  bridges({ bridges }) {
+    store.bridges = bridges ?? [];
   },
   gap({ missing, reason }) {
     // What this page was too slow for is not covered by its cursor: it comes again.
@@ -260,6 +265,7 @@ const renderPanels = soon(() => {
   store.trim(log.atBottom ? null : current, log.lower);
   rooms.render(current);
   people.render(link.live);
+  bridges.render(store.bridges);
   const { node } = store;
   setText(byId('mesh'), node ? `mesh ${node.mesh} · ${node.name}` : '');
   setText(byId('version'), node?.version ? `v${node.version}` : '');

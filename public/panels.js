@@ -100,6 +100,29 @@ export class People {
   }
 }
 
+const BRIDGE_STATES = {
+  active: ['up', 'carries messages', 'What goes out and comes in goes through this node'],
+  standing: ['one_way', 'stands by', 'Another node carries messages, or none yet'],
+  connecting: ['down', 'not reached', 'It is tried again and again'],
+};
+
+/** The brokers that this node joins the mesh to. */
+export class Bridges {
+  constructor() {
+    this.section = byId('bridges');
+    this.list = byId('bridge-list');
+  }
+
+  render(bridges) {
+    this.section.hidden = bridges.length === 0;
+    this.list.replaceChildren(...bridges.map(({ name, state, trouble }) => {
+      const [shape, word, meaning] = BRIDGE_STATES[state] ?? ['down', String(state), ''];
+      return make('li', { 'data-state': shape, title: trouble ?? meaning }, make('span', { class: 'shape', 'aria-hidden': 'true' }),
+        make('div', {}, make('span', { class: 'label' }, name), make('span', { class: 'quiet' }, trouble ? `${word}: ${trouble}` : word)));
+    }));
+  }
+}
+
 function rttText(ms) {
   return ms < 0.1 ? '< 0.1 ms' : ms < 10 ? `${ms.toFixed(1)} ms` : `${Math.round(ms)} ms`;
 }

@@ -220,6 +220,7 @@ export class Store {
   constructor() {
     this.node = null;
     this.peers = [];
+    this.bridges = [];
     this.rooms = new Map();
     this.gaps = [];
     this.cursor = null;

@@ -348,17 +348,28 @@ fn what_a_mesh_says_while_redis_is_down_is_sent_afterwards_in_order() {
     let clients = Foreign::start(&["redis", &url]);
     redis.cli(&["-a", "first", "CONFIG", "SET", "requirepass", ""]);
     eventually(2 * PATIENCE, "all of it is sent", || clients.texts("meanwhile").len() == count);
-    // In the order of the log, which is that of its one author here.
-    let order: Vec<String> = said_texts(&mesh.0[0], "meanwhile");
-    let heard = clients.texts("meanwhile");
-    let wrong = (0..count).find(|at| heard[*at] != order[*at]);
-    assert!(
-        wrong.is_none(),
-        "from {wrong:?} on: {:?} instead of {:?}",
-        &heard[wrong.unwrap()..],
-        &order[wrong.unwrap()..]
-    );
+    assert!(clients.texts("meanwhile") == said_texts(&mesh.0[0], "meanwhile"), "in the order of the log");
     assert!(mesh.0.iter().any(|node| node.stderr().contains("bridge redis")));
+}
+
+#[test]
+fn what_a_mesh_says_while_rabbitmq_is_down_is_sent_afterwards_in_order() {
+    let _alone = one_at_a_time();
+    let (down, count) = (soak::count(1, 30), soak::count(500, 5_000));
+    let mut claim = Claim::new("bridges: RabbitMQ down while the mesh writes", count);
+    claim.measured("down_s", down);
+    let mut rabbit = Rabbit::start();
+    let mesh = bridged(&["a", "b"], &["--amqp", &rabbit.url()]);
+    let clients = Foreign::start(&["amqp", &rabbit.url(), "chat", "fanout", "foreign"]);
+    rabbit.kill();
+    let killed = Instant::now();
+    eventually(PATIENCE, "it is noticed", || mesh.0.iter().all(|node| state(node) == "connecting"));
+    let (said, _) = publish_each(&mesh.0[0], count, |number| json!({ "text": format!("meanwhile {number}") }), Some);
+    assert_eq!(said.len(), count);
+    elapse(Duration::from_secs(down as u64).saturating_sub(killed.elapsed()));
+    rabbit.start_again();
+    eventually(2 * PATIENCE, "all of it is sent", || clients.texts("meanwhile").len() == count);
+    assert!(clients.texts("meanwhile") == said_texts(&mesh.0[0], "meanwhile"), "in the order of the log");
 }
 
 #[test]

@@ -20,7 +20,7 @@ use warp::reply::{Reply, Response};
 
 use super::BODY_BYTES_MAX;
 use super::guard::Foreign;
-use super::objects::{BridgeObject, MessageObject, NodeObject, RoomObject, peer_objects};
+use super::objects::{BridgeObject, MessageObject, NodeObject, RoomObject, bridge_objects, peer_objects};
 use crate::error::{DurableError, HistoryError, PublishError, Stopped};
 use crate::handle::{
     Draft, Handle, HistoryHealth, Message, NAME_BYTES_MAX, Page, Payload, PeerState, Place, Query, Standing, State,
@@ -180,7 +180,7 @@ pub(super) fn readyz(handle: &Handle) -> Response {
     let peers = handle.peers().iter().filter(|peer| peer.state == PeerState::Up).count();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let history = handle.history_health() == HistoryHealth::Working;
-    let bridges = handle.bridges().into_iter().map(BridgeObject::of).collect();
+    let bridges = bridge_objects(handle);
     json(status, &Ready { ready, peers, history, bridges })
 }
 
@@ -205,6 +205,11 @@ pub(super) async fn metrics(handle: &Handle) -> Response {
 /// `GET /api/v1/node`.
 pub(super) fn node(handle: &Handle) -> Response {
     json(StatusCode::OK, &NodeObject::of(handle))
+}
+
+/// `GET /api/v1/bridges`.
+pub(super) fn bridges(handle: &Handle) -> Response {
+    json(StatusCode::OK, &bridge_objects(handle))
 }
 
 /// `GET /api/v1/peers`.

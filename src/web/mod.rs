@@ -232,6 +232,7 @@ fn tree(site: Arc<Site>) -> impl Filter<Extract = (Response,), Error = Infallibl
     let health = root.or(healthz).unify().or(readyz).unify().or(metrics).unify().boxed();
 
     let node = warp::path!("node").and(reads.clone()).map(|site: Arc<Site>| api::node(&site.handle));
+    let bridges = warp::path!("bridges").and(reads.clone()).map(|site: Arc<Site>| api::bridges(&site.handle));
     let peers = warp::path!("peers").and(reads.clone()).map(|site: Arc<Site>| api::peers(&site.handle));
     let rooms = warp::path!("rooms")
         .and(reads.clone())
@@ -260,7 +261,7 @@ fn tree(site: Arc<Site>) -> impl Filter<Extract = (Response,), Error = Infallibl
     let remove = warp::path!("durables" / String).and(warp::delete()).and(site.clone()).then(
         |name: String, site: Arc<Site>| async move { answer(history::remove_durable(&site.handle, &name).await) },
     );
-    let lists = node.or(peers).unify().or(rooms).unify().or(messages).unify().boxed();
+    let lists = node.or(peers).unify().or(bridges).unify().or(rooms).unify().or(messages).unify().boxed();
     let held_all = warp::path!("messages" / "held")
         .and(warp::post())
         .and(site)

@@ -54,17 +54,16 @@ pub(super) struct BridgeObject {
     trouble: Option<String>,
 }
 
-impl BridgeObject {
-    pub fn of(bridge: BridgeStatus) -> BridgeObject {
-        let BridgeStatus { name, state, sent, received, trouble } = bridge;
-        BridgeObject {
-            name: name.to_string(),
-            state,
-            sent,
-            received,
-            trouble: trouble.map(|trouble| trouble.to_string()),
-        }
-    }
+/// All bridges of a node.
+pub(super) fn bridge_objects(handle: &Handle) -> Vec<BridgeObject> {
+    let object = |BridgeStatus { name, state, sent, received, trouble }| BridgeObject {
+        name: name.to_string(),
+        state,
+        sent,
+        received,
+        trouble: trouble.map(|trouble| trouble.to_string()),
+    };
+    handle.bridges().into_iter().map(object).collect()
 }
 
 /// A peer, as the API and `peers` show it.

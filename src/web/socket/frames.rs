@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use tokio_tungstenite::tungstenite::protocol::Message as WsMessage;
 
 use super::super::api::{self, Failure};
-use super::super::objects::{NodeObject, PeerObject, RoomObject};
+use super::super::objects::{BridgeObject, NodeObject, PeerObject, RoomObject};
 use crate::handle::{Gap, GapReason, HistoryHealth, State};
 use crate::id::EntryId;
 
@@ -46,6 +46,7 @@ pub(super) enum Outgoing<'a> {
         node: NodeObject<'a>,
         rooms: Vec<RoomObject<'a>>,
         peers: Vec<PeerObject<'a>>,
+        bridges: Vec<BridgeObject>,
         cursor: String,
         /// The durable cursor that this socket holds.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -70,6 +71,10 @@ pub(super) enum Outgoing<'a> {
     },
     Peers {
         peers: Vec<PeerObject<'a>>,
+    },
+    /// One of them reached its target or lost it, leads or stands.
+    Bridges {
+        bridges: Vec<BridgeObject>,
     },
     CatchUp {
         missing: u64,

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::super::api::{self, Failure, Said};
-use super::super::objects::{NodeObject, RoomObject, peer_objects};
+use super::super::objects::{NodeObject, RoomObject, bridge_objects, peer_objects};
 use super::frames::{Incoming, Outgoing};
 use super::source::{AckEar, Acks, Given, Source};
 use super::{End, Frames, Sink, Times, next_frame, say};
@@ -170,6 +170,7 @@ pub(super) async fn greet(
         node: NodeObject::of(handle),
         rooms: rooms.iter().map(RoomObject::of).collect(),
         peers: peer_objects(peers),
+        bridges: bridge_objects(handle),
         cursor: source.cursor(),
         durable: durable.as_deref().filter(|_| held),
     };

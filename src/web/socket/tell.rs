@@ -12,7 +12,7 @@ use tokio::time::{Instant, interval_at, sleep_until};
 use tokio_tungstenite::tungstenite::protocol::Message as WsMessage;
 
 use super::super::api;
-use super::super::objects::{MessageObject, peer_objects};
+use super::super::objects::{MessageObject, bridge_objects, peer_objects};
 use super::super::standings::{LOOK_PAUSE, Standings};
 use super::frames::Outgoing;
 use super::hear::Answer;
@@ -119,6 +119,10 @@ impl<'a> Out<'a> {
                 }
                 event = next_event(&mut events) => match event {
                     Event::CatchUp { missing, done } => self.text(Outgoing::CatchUp { missing, done }.text()).await?,
+                    Event::Bridge(_) => {
+                        let text = Outgoing::Bridges { bridges: bridge_objects(self.handle) }.text();
+                        self.text(text).await?;
+                    }
                     Event::History(state) => self.text(Outgoing::History { state }.text()).await?,
                     _ => continue,
                 },
