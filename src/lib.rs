@@ -49,7 +49,7 @@
 //! authors. [`architecture`] has the whole table.
 //!
 //! # Features
-//! `history`: the log on disk. `amqp`: the history service. `mdns`: discovery through mDNS. `web`: the page, the HTTP API and the WebSocket. `cli`: the command line. All are on by
+//! `history`: the log on disk. `amqp`: the bridge to an AMQP exchange, and the history service. `redis`: the bridge to Redis. `mdns`: discovery through mDNS. `web`: the page, the HTTP API and the WebSocket. `cli`: the command line. All are on by
 //! default; an embedder takes `default-features = false` and what he needs.
 
 #[cfg(not(unix))]

@@ -1,7 +1,7 @@
 //! Bridges: clients of the handle that speak to what is no node.
 //!
-//! A bridge joins the mesh to a broker. Nodes that offer the same one elect a leader ([`election`]); only that one takes from
-//! the broker and gives to it ([`session`]). How far it has come is said in the log, so any node can go on from there.
+//! A bridge joins the mesh to a broker. Nodes that offer the same one elect a leader (`election.rs`); only that one takes from
+//! the broker and gives to it (`session.rs`). How far it has come is said in the log, so any node can go on from there.
 
 #[cfg(feature = "amqp")]
 pub mod amqp;

@@ -4,7 +4,7 @@
 //! line `hint: …` where there is something to do. A reader of stdout or stderr that has gone is no error.
 
 mod api;
-mod check;
+mod bridges;
 mod control;
 mod history;
 mod history_service;
@@ -186,7 +186,7 @@ fn command(cli: Cli) -> Outcome {
             Command::Sub(options) => subscribe::subscribe(options).await,
             Command::History(options) => history::history(options).await,
             Command::HistoryService(options) => history_service::serve(options).await,
-            Command::Check(options) => check::check(options).await,
+            Command::Check(options) => bridges::check(options).await,
             Command::Peers(options) => peers::peers(options).await,
             Command::Key(command) => key::key(&command),
         }

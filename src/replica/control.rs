@@ -1,6 +1,6 @@
 //! What nodes tell each other in the log besides messages: how far a bridge has come, which node leads it, the word of a site.
 //!
-//! Such entries are in a room that no client can name ([`Room::control`]), so they are in no list, page or export, and are
+//! Such entries are in a room that no client can name, so they are in no list, page or export, and are
 //! kept, repaired and signed like any other. A log folds what they say of progress into one record for each bridge, which
 //! outlives them.
 
