@@ -18,7 +18,6 @@ use crate::error::HistoryError;
 use crate::id::{EntryId, Epoch, Key, NodeId, Room, Run, RunHash, Seq};
 use crate::replica::batch::{BATCH_ENTRIES_MAX, Batch, Entry, FIRST_OFFSET};
 use crate::replica::clock::Hlc;
-use crate::replica::control::Progress;
 use crate::replica::event::{Kept, Load};
 use crate::replica::keys::{Namesakes, Place};
 use crate::replica::ranges::RangeSet;
@@ -271,7 +270,8 @@ impl Reader {
     ///
     /// # Errors
     /// [`HistoryError`], as everything here.
-    pub fn progress(&self, bridge: &str) -> Result<Option<Progress>, HistoryError> {
+    #[cfg(any(feature = "amqp", feature = "redis"))]
+    pub fn progress(&self, bridge: &str) -> Result<Option<crate::replica::control::Progress>, HistoryError> {
         self.read(|view| view.progress(bridge))
     }
 
@@ -279,6 +279,7 @@ impl Reader {
     ///
     /// # Errors
     /// [`HistoryError`], as everything here.
+    #[cfg(any(feature = "amqp", feature = "redis"))]
     pub fn site(&self) -> Result<Option<Arc<str>>, HistoryError> {
         self.read(|view| Ok(view.site()?.map(|site| site.word)))
     }
