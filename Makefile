@@ -15,7 +15,7 @@ SHELL := bash
 # Optimised, with assertions, and linked quickly: see `[profile.fast]` in Cargo.toml.
 TEST := cargo test --locked --profile fast --features sim,mutants,fuzz
 CLIPPY := cargo clippy --locked --all-targets
-SUBSETS := history mdns web amqp redis cli sim mutants fuzz
+SUBSETS := history mdns web amqp redis tls cli sim mutants fuzz
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,6 +74,6 @@ bench: ## Throughput, loss and round trip side by side with libzmq; the log besi
 	@cd tests/bench && cargo run --locked --release -- durable
 
 clean: ## Remove what was built, the tests' own set-up included
-	@rm -rf target tests/bench/target tests/web/node_modules
+	@rm -rf target tests/bench/target tests/web/node_modules examples/interop/node_modules
 
 .PHONY: help setup run test lint fmt doc sim fuzz soak bench clean

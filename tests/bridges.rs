@@ -7,14 +7,14 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use common::brokers::{Foreign, Redis};
+use common::brokers::{Certificate, Foreign, Redis};
 use common::dice::Dice;
 use common::load::{Poster, publish_each};
 use common::log::same_logs;
 use common::mesh::{Member, Mesh};
 use common::rabbit::Rabbit;
 use common::soak::{self, Claim};
-use common::{Home, Hubless, Place, elapse, eventually, one_at_a_time};
+use common::{Home, Hubless, Place, elapse, eventually, free_port, one_at_a_time};
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -443,7 +443,7 @@ fn trouble_with_a_broker_is_told_with_what_to_do_and_without_passwords() {
     assert!(code == 1 && said.contains("check the user and the password") && !said.contains("wrong-secret"), "{said}");
     let (code, said) = check(&["--redis", &format!("redis://:sesame-1@{place}")]);
     assert!(code == 0 && said.contains("Redis ") && !said.contains("sesame-1"), "{said}");
-    for url in ["redis:/oops-secret@x", "http://oops-secret@x", "rediss://u:oops-secret@x"] {
+    for url in ["redis:/oops-secret@x", "http://oops-secret@x", "rediss://u:oops-secret@["] {
         for command in ["check", "run"] {
             let output = home.hubless(&Place::Here, &[command, "--redis", url]).output().unwrap();
             let said = String::from_utf8(output.stderr).unwrap();
@@ -469,6 +469,111 @@ fn trouble_with_a_broker_is_told_with_what_to_do_and_without_passwords() {
     redis.cli(&["-a", "sesame-1", "CONFIG", "SET", "requirepass", "wrong-secret"]);
     eventually(2 * PATIENCE, "it leads", || state(&node) == "active");
     node.stop();
+}
+
+#[test]
+fn brokers_are_spoken_to_through_tls_and_checked() {
+    let _alone = one_at_a_time();
+    let certificate = Certificate::new();
+    let [ca, cert, key] = ["ca.pem", "cert.pem", "key.pem"].map(|name| certificate.path(name));
+    let (redis_port, amqp_port) = (free_port(), free_port());
+    let mut redis = Redis::start();
+    redis.kill();
+    let port = redis_port.to_string();
+    redis.start_again(&[
+        "--tls-port",
+        &port,
+        "--tls-cert-file",
+        &cert,
+        "--tls-key-file",
+        &key,
+        "--tls-ca-cert-file",
+        &ca,
+        "--tls-auth-clients",
+        "no",
+    ]);
+    let rabbit = Rabbit::start_with(&format!(
+        "listeners.ssl.default = 127.0.0.1:{amqp_port}\nssl_options.cacertfile = {ca}\nssl_options.certfile = {cert}\n\
+         ssl_options.keyfile = {key}\nssl_options.verify = verify_none\n"
+    ));
+    let (rediss, amqps) =
+        (format!("rediss://127.0.0.1:{redis_port}"), format!("amqps://guest:guest@127.0.0.1:{amqp_port}"));
+    let home = Home::new();
+    let check = |args: &[&str], trusted: Option<&str>| {
+        let mut command = home.hubless(&Place::Here, &[&["check"], args].concat());
+        command.envs(trusted.map(|trusted| ("SSL_CERT_FILE", trusted)));
+        let output = command.output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+    };
+    // Whose certificate nobody vouches for is not spoken to; nor is one that does not speak TLS.
+    let plain_redis = format!("rediss://127.0.0.1:{}", redis.port);
+    let plain_amqp = format!("amqps://guest:guest@127.0.0.1:{}", rabbit.port);
+    for (args, trusted) in [
+        (["--redis", &rediss], None),
+        (["--amqp", &amqps], None),
+        (["--redis", &plain_redis], Some(&*ca)),
+        (["--amqp", &plain_amqp], Some(&*ca)),
+    ] {
+        let (code, said) = check(&args, trusted);
+        assert!(code == 1 && said.contains("FAILED: "), "{args:?}: {said}");
+        assert!(!said.contains("guest:guest"), "{said}");
+    }
+    for args in [["--redis", &rediss], ["--amqp", &amqps]] {
+        let (code, said) = check(&args, Some(&ca));
+        assert_eq!(code, 0, "{args:?}: {said}");
+    }
+    let mut node = Member::new("tls").args(&["--redis", &rediss, "--amqp", &amqps]);
+    node = node.env(vec![("SSL_CERT_FILE", ca.into())]);
+    node.spawn(&[]);
+    let active = || node.get("/api/v1/bridges").as_array().unwrap().iter().filter(|b| b["state"] == "active").count();
+    eventually(PATIENCE, "both bridges are active", || active() == 2);
+    let (redis_clients, amqp_clients) = (
+        Foreign::start(&["redis", &redis.url()]),
+        Foreign::start(&["amqp", &rabbit.url(), "chat", "fanout", "foreign"]),
+    );
+    node.say("sealed on its way");
+    for clients in [&redis_clients, &amqp_clients] {
+        eventually(PATIENCE, "it is heard", || clients.texts("sealed").len() == 1);
+    }
+    redis_clients.say("chat_messages", &["back over channels"]);
+    amqp_clients.say("chat", &["back over the exchange"]);
+    eventually(PATIENCE, "both answers came", || lobby(&node).len() == 3);
+    node.stop();
+}
+
+#[test]
+fn bare_texts_go_no_further_than_one_bridge_unless_told_and_never_round() {
+    let _alone = one_at_a_time();
+    let (redis, rabbit) = (Redis::start(), Rabbit::start());
+    let options = ["--redis", &redis.url(), "--amqp", &rabbit.url()];
+    // Two meshes that share a server and a broker: what goes round would double without end.
+    let sites = [bridged(&["a", "b"], &options), bridged(&["c", "d"], &options)];
+    let exchange = Foreign::start(&["amqp", &rabbit.url(), "chat", "fanout", "foreign"]);
+    let channels = Foreign::start(&["redis", &redis.url()]);
+    channels.say("chat_messages", &["bare"]);
+    exchange.publish(&json!({ "to": "chat", "texts": ["named"], "ids": ["named"] }));
+    sites[0].0[0].say("from a mesh");
+    sites[0].0[0].say("the last");
+    for mesh in &sites {
+        for node in &mesh.0 {
+            // What a mesh says comes over both ways: with its id over AMQP, as bare text over Redis.
+            eventually(PATIENCE, "all of it has come", || lobby(node).iter().any(|text| text == "the last"));
+            let times = |text: &str| lobby(node).iter().filter(|said| *said == text).count();
+            eventually(PATIENCE, "what the clients said has come", || times("bare") == 1 && times("named") == 1);
+            assert!(times("from a mesh") <= 2);
+        }
+    }
+    assert_eq!(exchange.texts("bare").len(), 0, "bare texts stay on the bridge on which they came");
+    let before: Vec<usize> = sites.iter().map(|mesh| lobby(&mesh.0[0]).len()).collect();
+    elapse(Duration::from_secs(1));
+    let after: Vec<usize> = sites.iter().map(|mesh| lobby(&mesh.0[0]).len()).collect();
+    assert_eq!(before, after, "nothing goes round");
+    drop(sites);
+    let relaying = bridged(&["e", "f"], &[&options[..], &["--relay"]].concat());
+    channels.say("chat_messages", &["bare and relayed"]);
+    eventually(PATIENCE, "it is relayed", || exchange.texts("bare and relayed").len() == 1);
+    assert_eq!(channels.texts("bare and relayed").len(), 1, "not back to the channels");
+    drop(relaying);
 }
 
 /// Nodes that offer a bridge, up to each other, one of them active.

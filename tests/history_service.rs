@@ -147,6 +147,43 @@ fn a_service_that_is_killed_again_and_again_loses_nothing() {
 }
 
 #[test]
+fn very_many_messages_stream_out_in_bounded_memory() {
+    let count = soak::count(20_000, 1_000_000);
+    let mut claim = Claim::new("history-service: all of it streamed out", count);
+    let rabbit = Rabbit::start();
+    let service = serve(&Home::new(), &rabbit.url());
+    eventually(PATIENCE, "the broker gives messages", || service.stderr().contains("the broker gives messages"));
+    ChatServer::start(&rabbit).publish(&json!({ "count": count }));
+    eventually(40 * PATIENCE, "the queue is empty", || {
+        rabbit.ctl(&["list_queues", "--no-table-headers", "messages"]).unwrap().trim() == "0"
+    });
+    let before = service.resident_bytes();
+    let mut stream = TcpStream::connect(service.http()).unwrap();
+    write!(stream, "GET / HTTP/1.0\r\nHost: localhost\r\n\r\n").unwrap();
+    let (mut text, mut most) = (Vec::new(), 0);
+    let mut buffer = vec![0; 1024 * 1024];
+    loop {
+        let read = stream.read(&mut buffer).unwrap();
+        if read == 0 {
+            break;
+        }
+        text.extend_from_slice(&buffer[..read]);
+        most = most.max(service.resident_bytes());
+    }
+    let body = text.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+    let texts: Vec<String> = serde_json::from_slice(&text[body..]).unwrap();
+    assert_eq!(texts.len(), count);
+    assert!(
+        texts.iter().enumerate().all(|(at, text)| *text == format!("number {at}")),
+        "in the order in which it came"
+    );
+    let grown_mib = most.saturating_sub(before) / 1024 / 1024;
+    claim.measured("grown_mib", grown_mib);
+    assert!(grown_mib <= 64, "it grew by {grown_mib} MiB");
+    service.stop();
+}
+
+#[test]
 fn a_refusal_of_the_broker_is_told_with_what_to_do() {
     let rabbit = Rabbit::start();
     // Somebody has declared the exchange otherwise.
@@ -210,7 +247,9 @@ impl ChatServer {
     fn publish(&mut self, order: &Value) {
         writeln!(self.stdin, "{order}").unwrap();
         let mut line = String::new();
-        eventually_some(PATIENCE, "the broker confirms", || self.stdout.read_line(&mut line).ok().filter(|n| *n > 0));
+        eventually_some(20 * PATIENCE, "the broker confirms", || {
+            self.stdout.read_line(&mut line).ok().filter(|n| *n > 0)
+        });
         assert!(line.trim().parse::<usize>().is_ok(), "{line}");
     }
 }

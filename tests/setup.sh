@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need beside Rust, and nothing that is there already.
 #
-# Debian packages, a Python with pika and pyzmq under target/venv, the npm packages of tests/web, cargo-deny. Asks before it
+# Debian packages, a Python with pika and pyzmq under target/venv, the npm packages of tests/web and examples/interop, cargo-deny. Asks before it
 # changes the machine, unless root or CI=true. Quick when all is there; says what is missing when it cannot help.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -39,6 +39,7 @@ done <<'LIST'
 cc gcc
 c++ g++
 curl curl
+openssl openssl
 git git
 ip iproute2
 redis-server redis-server
@@ -68,11 +69,13 @@ if ! target/venv/bin/python -c 'import pika, redis, zmq' 2>/dev/null; then
     target/venv/bin/python -m pip install -q pika pyzmq redis
 fi
 
-if [[ -f tests/web/package-lock.json ]] && ! cmp -s tests/web/package-lock.json tests/web/node_modules/.installed; then
-    may "the npm packages of tests/web"
-    (cd tests/web && PLAYWRIGHT_SKIP_BROWSER_DOWNLOAD=1 npm ci --no-audit --no-fund --silent)
-    cp tests/web/package-lock.json tests/web/node_modules/.installed
-fi
+for folder in tests/web examples/interop; do
+    if ! cmp -s $folder/package-lock.json $folder/node_modules/.installed; then
+        may "the npm packages of $folder"
+        (cd $folder && PLAYWRIGHT_SKIP_BROWSER_DOWNLOAD=1 npm ci --no-audit --no-fund --silent)
+        cp $folder/package-lock.json $folder/node_modules/.installed
+    fi
+done
 
 if ! cargo deny --version >/dev/null 2>&1; then
     may "cargo-deny (takes some minutes)"

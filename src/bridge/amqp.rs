@@ -74,7 +74,8 @@ impl FromStr for Target {
 
     fn from_str(url: &str) -> Result<Target, String> {
         // The text itself may hold a password.
-        let bad = || "this is no AMQP URL: amqp://[USER:PASSWORD@]HOST[:PORT][/VHOST]".to_string();
+        let bad =
+            || "this is no AMQP URL: amqp://[USER:PASSWORD@]HOST[:PORT][/VHOST], or amqps:// with TLS".to_string();
         let uri: AMQPUri = url.parse().map_err(|_| bad())?;
         // The parser is content with less.
         if !url.contains("://") {
@@ -82,7 +83,7 @@ impl FromStr for Target {
         }
         match uri.scheme {
             AMQPScheme::AMQP => Ok(Target(uri)),
-            AMQPScheme::AMQPS => Err("amqps:// is not spoken yet: go through a TLS tunnel on this machine".into()),
+            AMQPScheme::AMQPS => super::begin_tls().map(|()| Target(uri)),
         }
     }
 }
@@ -484,8 +485,7 @@ mod tests {
             assert_eq!(target.to_string(), shown, "{url}");
             assert!(!format!("{target:?}").contains("secret"));
         }
-        for bad in ["localhost", "http://localhost", "amqp://u:secret@[::", "amqp:/u:secret@", "amqps://localhost", ""]
-        {
+        for bad in ["localhost", "http://localhost", "amqp://u:secret@[::", "amqp:/u:secret@", ""] {
             let error = bad.parse::<Target>().unwrap_err();
             assert!(!error.contains("secret"), "{error}");
         }

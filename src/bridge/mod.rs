@@ -24,6 +24,20 @@ use crate::id::Room;
 #[cfg(any(feature = "amqp", feature = "redis"))]
 pub use self::supervise::{Bridge, Options, Target, Trouble};
 
+/// Makes TLS ready for use: certificates are checked against those that the system trusts (or `SSL_CERT_FILE`).
+#[cfg(all(feature = "tls", any(feature = "amqp", feature = "redis")))]
+#[expect(clippy::unnecessary_wraps, reason = "there is a build without TLS")]
+fn begin_tls() -> Result<(), String> {
+    // Somebody else in this process may have chosen before, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Ok(())
+}
+
+#[cfg(all(not(feature = "tls"), any(feature = "amqp", feature = "redis")))]
+fn begin_tls() -> Result<(), String> {
+    Err("this hubless was built without TLS: build it with the feature `tls`".into())
+}
+
 /// What the lobby is called outside, and what other rooms begin with.
 const TOPIC: &str = "chat";
 /// Who says what comes from a client without a name.

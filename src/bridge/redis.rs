@@ -48,15 +48,16 @@ impl FromStr for Target {
 
     fn from_str(url: &str) -> Result<Target, String> {
         // The text itself may hold a password.
-        let bad = "this is no Redis URL: redis://[[USER]:PASSWORD@]HOST[:PORT]";
+        let bad = "this is no Redis URL: redis://[[USER]:PASSWORD@]HOST[:PORT], or rediss:// with TLS";
         if url.starts_with("rediss://") {
-            return Err("rediss:// is not spoken yet: go through a TLS tunnel on this machine".into());
-        }
-        if !url.starts_with("redis://") {
+            super::begin_tls()?;
+        } else if !url.starts_with("redis://") {
             return Err(bad.into());
         }
         let info = url.into_connection_info().map_err(|_| bad)?;
-        let ConnectionAddr::Tcp(host, port) = info.addr() else { return Err(bad.into()) };
+        let (ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. }) = info.addr() else {
+            return Err(bad.into());
+        };
         if host.is_empty() {
             return Err(bad.into());
         }
@@ -395,14 +396,7 @@ mod tests {
             assert_eq!(target.to_string(), shown, "{url}");
             assert!(!format!("{target:?}").contains("secret"));
         }
-        for bad in [
-            "localhost",
-            "http://secret@localhost",
-            "redis://u:secret@[::",
-            "redis:/u:secret@",
-            "rediss://secret@x",
-            "",
-        ] {
+        for bad in ["localhost", "http://secret@localhost", "redis://u:secret@[::", "redis:/u:secret@", ""] {
             let error = bad.parse::<Target>().unwrap_err();
             assert!(!error.contains("secret"), "{error}");
         }

@@ -70,6 +70,34 @@ impl Drop for Redis {
     }
 }
 
+/// A certificate for 127.0.0.1 and the authority that signed it.
+#[derive(Debug)]
+pub struct Certificate(TempDir);
+
+impl Certificate {
+    pub fn new() -> Certificate {
+        let folder = TempDir::with_prefix("hlca").unwrap();
+        let openssl = |args: &str| {
+            let mut openssl = Command::new("openssl");
+            openssl.args(args.split(' ')).current_dir(folder.path()).stdin(Stdio::null()).stderr(Stdio::null());
+            assert!(openssl.status().expect("openssl is there: `make setup`").success(), "{args}");
+        };
+        let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+        openssl(&format!("req -x509 {key} -subj /CN=authority -days 2 -keyout ca.key -out ca.pem"));
+        openssl(&format!("req {key} -subj /CN=broker -keyout key.pem -out request.pem"));
+        std::fs::write(folder.path().join("names"), "subjectAltName=IP:127.0.0.1\n").unwrap();
+        openssl(
+            "x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out cert.pem",
+        );
+        Certificate(folder)
+    }
+
+    /// The path of `ca.pem`, `cert.pem` or `key.pem`.
+    pub fn path(&self, name: &str) -> String {
+        self.0.path().join(name).to_str().unwrap().to_string()
+    }
+}
+
 /// Stock clients of a broker: `tests/interop/broker.py`. Dropping it ends them.
 #[derive(Debug)]
 pub struct Foreign {

@@ -26,6 +26,11 @@ pub struct Rabbit {
 impl Rabbit {
     /// Starts one and waits until it serves.
     pub fn start() -> Rabbit {
+        Rabbit::start_with("")
+    }
+
+    /// The same, with this in its `rabbitmq.conf`.
+    pub fn start_with(configuration: &str) -> Rabbit {
         let epmd_port = free_port();
         let epmd = Command::new("epmd").args(["-port", &epmd_port.to_string(), "-address", "127.0.0.1"]).spawn();
         let folder = TempDir::with_prefix("hlmq").unwrap();
@@ -33,7 +38,7 @@ impl Rabbit {
             fs::create_dir(folder.path().join(name)).unwrap();
         }
         fs::write(folder.path().join("plugins"), "[].").unwrap();
-        fs::write(folder.path().join("rabbitmq.conf"), "").unwrap();
+        fs::write(folder.path().join("rabbitmq.conf"), configuration).unwrap();
         let epmd = epmd.expect("epmd is there: `make setup`");
         let mut rabbit = Rabbit { folder, epmd, epmd_port, nodes_port: free_port(), server: None, port: free_port() };
         rabbit.start_again();
