@@ -69,9 +69,10 @@ fuzz: ## Search for bytes that do harm, a minute for each target (SECONDS_EACH=N
 soak: setup ## The large counts, for hours; goes on where it stopped (SOAK=NAME for one part)
 	@tests/soak.sh
 
-bench: ## Throughput, loss and round trip side by side with libzmq; the log beside the disk
+bench: ## Throughput, loss and round trip side by side with libzmq; the log beside the disk; bridges beside bare clients
 	@cd tests/bench && cargo run --locked --release
 	@cd tests/bench && cargo run --locked --release -- durable
+	@cd tests/bench && cargo run --locked --release -- bridges
 
 clean: ## Remove what was built, the tests' own set-up included
 	@rm -rf target tests/bench/target tests/web/node_modules examples/interop/node_modules

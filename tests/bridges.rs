@@ -120,6 +120,39 @@ fn amqp_clients_and_nodes_hear_each_other_once() {
 }
 
 #[test]
+fn queues_are_named_bound_and_live_as_told() {
+    let _alone = one_at_a_time();
+    let rabbit = Rabbit::start();
+    let queues = || rabbit.ctl(&["list_queues", "--no-table-headers", "name", "durable", "exclusive"]).unwrap();
+    let clients = Foreign::start(&["amqp", &rabbit.url(), "chat", "topic", "foreign"]);
+    let options = ["--amqp", &rabbit.url(), "--amqp-exchange-type", "topic"];
+    // A queue of its own name for a mesh of a named site, which also gets what is no chat.
+    let mesh = bridged(&["a"], &[&options[..], &["--site", "attic", "--amqp-bind", "alarms.#"]].concat());
+    assert!(queues().contains("hubless.default.attic\ttrue\tfalse"), "{}", queues());
+    clients.say("alarms.fire", &["an alarm"]);
+    clients.say("elsewhere", &["not for us"]);
+    clients.say("chat.ops", &["in a room"]);
+    eventually(PATIENCE, "what is bound comes", || mesh.0[0].messages() == 2);
+    assert_eq!(lobby(&mesh.0[0]), ["an alarm"], "what names no room is said in the lobby");
+    drop(mesh);
+    // One that lives as long as its node.
+    let mut live = Member::new("live").args(&[&options[..], &["--amqp-live", "--site", "live"]].concat());
+    live.spawn(&[]);
+    eventually(PATIENCE, "it is active", || state(&live) == "active");
+    let exclusive = || queues().lines().filter(|line| line.ends_with("\tfalse\ttrue")).count();
+    assert_eq!((exclusive(), queues().contains("hubless.default.live")), (1, false), "{}", queues());
+    clients.say("chat", &["heard live"]);
+    eventually(PATIENCE, "it is heard", || lobby(&live) == ["heard live"]);
+    live.stop();
+    eventually(PATIENCE, "the queue has gone", || exclusive() == 0);
+    clients.say("chat", &["while nobody listened"]);
+    live.spawn(&[]);
+    eventually(PATIENCE, "it is active", || state(&live) == "active");
+    clients.say("chat", &["heard again"]);
+    eventually(PATIENCE, "it is heard", || lobby(&live) == ["heard live", "heard again"]);
+}
+
+#[test]
 fn clients_of_redis_streams_and_nodes_hear_each_other_once() {
     let _alone = one_at_a_time();
     let redis = Redis::start();

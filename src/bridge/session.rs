@@ -291,7 +291,8 @@ impl<L: Line> Work<'_, L> {
                 }
                 Happened::Event(Ok(Event::CatchUp { missing, .. })) => self.catching_up = missing > 0,
                 Happened::Event(Ok(_)) => {}
-                Happened::Event(Err(RecvError::Lagged(_))) => self.untold = true,
+                // Who is still catching up says so again.
+                Happened::Event(Err(RecvError::Lagged(_))) => (self.untold, self.catching_up) = (true, false),
                 Happened::Came(drafts) => {
                     let (handle, drafts) = (self.session.handle.clone(), drafts?);
                     self.intake = Some(Box::pin(async move { keep(&handle, drafts).await }));
@@ -322,8 +323,13 @@ impl<L: Line> Work<'_, L> {
                     return Err(node_stopped());
                 }
             }
+            let led = self.out.is_some();
             if self.look_after().await?.is_some() {
                 return Ok(End::Replaced);
+            }
+            if self.out.is_some() != led {
+                // A broker may take its time until it gives; nothing has been sent before.
+                ran_at = Instant::now();
             }
         }
     }

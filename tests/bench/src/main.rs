@@ -4,8 +4,10 @@
 //! hour moves numbers more than most changes do. A repetition in which libzmq does not reach [`FLOOR`] is void: the machine
 //! was busy. Exit code 1 when hubless lost or doubled a message, or every repetition was void.
 //!
-//! `hubless-bench [--repeat N] [--seconds N] [--only hubless|libzmq]`, or `hubless-bench durable` for the log.
+//! `hubless-bench [--repeat N] [--seconds N] [--only hubless|libzmq]`, `hubless-bench durable` for the log, or
+//! `hubless-bench bridges` for bridges to brokers of its own.
 
+mod bridges;
 mod child;
 mod durable;
 mod libzmq;
@@ -79,6 +81,7 @@ fn main() -> ExitCode {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let done = match words[..] {
         ["durable"] => durable::run(),
+        ["bridges"] => bridges::run(),
         ["child", system, role, ref words @ ..] => be_child(system, role, words).map(|()| true),
         _ => compare(&words),
     };
