@@ -115,13 +115,15 @@ export class Bridges {
 
   render(bridges) {
     this.section.hidden = bridges.length === 0;
-    this.list.replaceChildren(...bridges.map(({ name, state, trouble }) => {
+    this.list.replaceChildren(...bridges.map(({ name, state, trouble, behind_s: behind }) => {
       const [shape, word, meaning] = BRIDGE_STATES[state] ?? ['down', String(state), ''];
       return make('li', { 'data-state': shape, title: trouble ?? meaning }, make('span', { class: 'shape', 'aria-hidden': 'true' }),
-        make('div', {}, make('span', { class: 'label' }, name), make('span', { class: 'quiet' }, trouble ? `${word}: ${trouble}` : word)));
+        make('div', {}, make('span', { class: 'label' }, name), make('span', { class: 'quiet' }, trouble ? `${word}: ${trouble}` : behind ? `${word}, now from ${ago(behind)} ago` : word)));
     }));
   }
 }
+
+const ago = seconds => seconds < 120 ? `${seconds} s` : seconds < 7200 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds / 3600)} h`;
 
 function rttText(ms) {
   return ms < 0.1 ? '< 0.1 ms' : ms < 10 ? `${ms.toFixed(1)} ms` : `${Math.round(ms)} ms`;

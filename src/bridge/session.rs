@@ -10,7 +10,7 @@ use std::fmt;
 use std::future::pending;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use data_encoding::BASE32_NOPAD;
 use futures_util::future::BoxFuture;
@@ -24,7 +24,7 @@ use super::election::Election;
 use super::supervise::{Options, Trouble, keep};
 use crate::error::{HistoryError, PublishError};
 use crate::handle::{
-    BridgeState, BridgeStatus, Cursor, Delivery, Draft, Event, Filter, Handle, Message, PeerState, Via,
+    BridgeState, BridgeStatus, Cursor, Delivery, Draft, Event, Filter, Handle, Hlc, Message, PeerState, Via,
 };
 use crate::id::{Run, RunHash};
 use crate::replica::control::{Control, Role};
@@ -51,6 +51,9 @@ const TICK: Duration = Duration::from_millis(100);
 const REPLICATED_WITHIN: Duration = Duration::from_secs(2);
 /// All of the progress is told anew after so long, so that it never expires.
 const WHOLE_EVERY: Duration = Duration::from_secs(24 * 3600);
+/// How often it is told how far behind a bridge is, and from when on that is worth a word.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+const BEHIND_S_MIN: u64 = 5;
 /// How long the last messages may take to be confirmed at the end.
 const LAST_WITHIN: Duration = Duration::from_secs(1);
 
@@ -135,6 +138,9 @@ struct Work<'a, L> {
     peer_up_at: Instant,
     catching_up: bool,
     out: Option<Out>,
+    /// When that was said which was confirmed last, and when it was.
+    said_at: Option<(Hlc, Instant)>,
+    looked_at: Instant,
     intake: Option<BoxFuture<'static, Result<u64, PublishError>>>,
 }
 
@@ -165,7 +171,7 @@ pub enum End {
 }
 
 /// An entry that the broker has confirmed.
-type Sent = (RunHash, crate::id::Seq, crate::handle::Hlc);
+type Sent = (RunHash, crate::id::Seq, Hlc);
 
 /// What has happened.
 enum Happened {
@@ -212,6 +218,8 @@ impl Session {
             peer_up_at: Instant::now(),
             catching_up: false,
             out: None,
+            said_at: None,
+            looked_at: Instant::now(),
             intake: None,
         };
         let ended = work.go_on(&mut controls, &mut events, stopped).await;
@@ -308,6 +316,7 @@ impl<L: Line> Work<'_, L> {
                 Happened::Sent(sent) => {
                     let (run, seq, hlc) = sent?;
                     self.status.sent += 1;
+                    self.said_at = Some((hlc, Instant::now()));
                     self.session.handle.metrics().bridge_sent.inc();
                     if let Some(out) = &mut self.out {
                         out.confirm(run, seq, hlc);
@@ -369,6 +378,10 @@ impl<L: Line> Work<'_, L> {
         }
         if let Some(out) = &mut self.out {
             out.tell_if_due(self.session, now);
+        }
+        if now >= self.looked_at + LOOK_EVERY {
+            self.looked_at = now;
+            self.status.behind_s = self.said_at.and_then(|(said, at)| behind_s(said, now - at));
         }
         self.session.handle.tell_bridge(self.status.clone());
         Ok(None)
@@ -456,7 +469,7 @@ impl<L: Line> Work<'_, L> {
 }
 
 impl Out {
-    fn confirm(&mut self, run: RunHash, seq: crate::id::Seq, hlc: crate::handle::Hlc) {
+    fn confirm(&mut self, run: RunHash, seq: crate::id::Seq, hlc: Hlc) {
         if self.confirmed == 0 {
             self.confirmed_at = Instant::now();
         }
@@ -495,6 +508,13 @@ impl Out {
         };
         self.telling = Some((confirmed, Box::pin(telling)));
     }
+}
+
+/// How long ago it was said, in seconds, if that is long and it was confirmed just now.
+fn behind_s(said: Hlc, since_confirmed: Duration) -> Option<u64> {
+    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+    let behind = Duration::from_millis(now_ms.saturating_sub(said.wall_ms())).as_secs();
+    (since_confirmed < LOOK_EVERY && behind >= BEHIND_S_MIN).then_some(behind)
 }
 
 /// Whether an entry is meant for a broker. What came in over a bridge has been outside: it goes no further, but for bare

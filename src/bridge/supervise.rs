@@ -126,12 +126,19 @@ impl Bridge {
 /// Reaches for the broker again and again.
 async fn supervise<B: Broker>(handle: Handle, broker: B, options: Options, mut stopped: oneshot::Receiver<()>) {
     let name: Arc<str> = broker.name().into();
-    let mut status =
-        BridgeStatus { name: name.clone(), state: BridgeState::Connecting, sent: 0, received: 0, trouble: None };
+    let mut status = BridgeStatus {
+        name: name.clone(),
+        state: BridgeState::Connecting,
+        sent: 0,
+        received: 0,
+        behind_s: None,
+        trouble: None,
+    };
     let mut session = Session::new(handle.clone(), name.clone(), &options);
     let mut told = None;
     let mut pause = BACK_OFF.0;
     loop {
+        status.behind_s = None;
         (status.state, status.trouble) =
             (BridgeState::Connecting, told.as_ref().map(|told: &Trouble| told.to_string().into()));
         handle.tell_bridge(status.clone());

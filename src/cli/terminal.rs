@@ -10,6 +10,7 @@ use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hubless::config::host_name;
@@ -89,6 +90,8 @@ pub struct Terminal {
     catch_up_told: Option<Instant>,
     /// What was last said of each peer.
     told: HashMap<Run, PeerState>,
+    /// What was last said of each bridge, and when.
+    bridges: HashMap<Arc<str>, (BridgeStatus, Instant)>,
 }
 
 /// How a node keeps its history, as the welcome says it.
@@ -128,7 +131,15 @@ impl Terminal {
         let redraws =
             colours() || (io::stderr().is_terminal() && std::env::var_os("TERM").is_some_and(|term| term != "dumb"));
         let unfinished = Cell::new(false);
-        Terminal { manner, colours: colours(), redraws, unfinished, catch_up_told: None, told: HashMap::new() }
+        Terminal {
+            manner,
+            colours: colours(),
+            redraws,
+            unfinished,
+            catch_up_told: None,
+            told: HashMap::new(),
+            bridges: HashMap::new(),
+        }
     }
 
     /// Something worth knowing that is no error.
@@ -272,23 +283,7 @@ impl Terminal {
                     _ => self.line(YELLOW, "!", format_args!("peers reach this node at {reached} now")),
                 }
             }
-            Event::Bridge(BridgeStatus { name, state, trouble, .. }) => match self.manner {
-                Manner::Events => {
-                    tracing::info!(bridge = %name, state = word(state), trouble = trouble.as_deref(), "a bridge")
-                }
-                _ => match (state, trouble) {
-                    (BridgeState::Active, _) => {
-                        self.line(GREEN, "!", format_args!("bridge {}: this node leads", clean(name)))
-                    }
-                    (BridgeState::Standing, _) => {
-                        self.line(GREEN, "!", format_args!("bridge {}: connected", clean(name)))
-                    }
-                    (BridgeState::Connecting, Some(trouble)) => {
-                        self.line(RED, "!", format_args!("bridge {}: {}; trying again", clean(name), clean(trouble)))
-                    }
-                    (BridgeState::Connecting, None) => {}
-                },
-            },
+            Event::Bridge(bridge) => self.bridge(bridge),
             Event::Cloned(peer) => match self.manner {
                 Manner::Events => tracing::info!(node = %peer.run.node, name = %peer.name, "this node has a double"),
                 _ => self.line(
@@ -301,6 +296,34 @@ impl Terminal {
                 ),
             },
         }
+    }
+
+    fn bridge(&mut self, bridge: &BridgeStatus) {
+        let BridgeStatus { name, state, behind_s, trouble, .. } = bridge;
+        if self.manner == Manner::Events {
+            tracing::info!(bridge = %name, state = word(state), behind_s, trouble = trouble.as_deref(), "a bridge");
+            return;
+        }
+        let before = self.bridges.get(name);
+        let news = before.is_none_or(|(before, _)| (before.state, &before.trouble) != (*state, trouble));
+        let due = before.is_none_or(|(before, told)| before.behind_s.is_none() || told.elapsed() >= CATCH_UP_EVERY);
+        let name = clean(name);
+        match (state, trouble) {
+            (BridgeState::Active, _) if news => {
+                self.line(GREEN, "!", format_args!("bridge {name}: this node leads"));
+            }
+            (BridgeState::Standing, _) if news => self.line(GREEN, "!", format_args!("bridge {name}: connected")),
+            (BridgeState::Connecting, Some(trouble)) if news => {
+                self.line(RED, "!", format_args!("bridge {name}: {}; trying again", clean(trouble)));
+            }
+            (BridgeState::Active, _) if behind_s.is_some() && due => {
+                let behind = behind_s.unwrap_or_default();
+                self.line(YELLOW, "!", format_args!("bridge {name}: sends what was said {behind} s ago"));
+            }
+            _ if !news => return,
+            _ => {}
+        }
+        self.bridges.insert(bridge.name.clone(), (bridge.clone(), Instant::now()));
     }
 
     fn peer(&mut self, peer: &Peer, state: PeerState) {

@@ -24,6 +24,8 @@ pub struct BridgeStatus {
     pub sent: u64,
     /// Messages that came from its target and were kept, in this life of the node.
     pub received: u64,
+    /// How long ago that was said which its target has just confirmed, in seconds, while it is still sending what is old.
+    pub behind_s: Option<u64>,
     /// Why it does not reach its target, if it does not.
     pub trouble: Option<Arc<str>>,
 }
@@ -57,7 +59,8 @@ impl Handle {
     pub(crate) fn tell_bridge(&self, status: BridgeStatus) {
         let mut bridges = self.inner.bridges.0.lock().unwrap_or_else(PoisonError::into_inner);
         let before = bridges.insert(status.name.clone(), status.clone());
-        if before.is_none_or(|before| (before.state, before.trouble) != (status.state, status.trouble.clone())) {
+        let news = |status: &BridgeStatus| (status.state, status.behind_s, status.trouble.clone());
+        if before.is_none_or(|before| news(&before) != news(&status)) {
             // Nobody has to listen.
             let _ = self.inner.events.send(Event::Bridge(status));
         }

@@ -51,16 +51,18 @@ pub(super) struct BridgeObject {
     state: BridgeState,
     sent: u64,
     received: u64,
+    behind_s: Option<u64>,
     trouble: Option<String>,
 }
 
 /// All bridges of a node.
 pub(super) fn bridge_objects(handle: &Handle) -> Vec<BridgeObject> {
-    let object = |BridgeStatus { name, state, sent, received, trouble }| BridgeObject {
+    let object = |BridgeStatus { name, state, sent, received, behind_s, trouble }| BridgeObject {
         name: name.to_string(),
         state,
         sent,
         received,
+        behind_s,
         trouble: trouble.map(|trouble| trouble.to_string()),
     };
     handle.bridges().into_iter().map(object).collect()
