@@ -8,9 +8,11 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
 use common::load::Poster;
 use common::log::same_logs;
@@ -70,6 +72,72 @@ fn a_node_that_lets_nothing_in_takes_part_fully() {
     let (log, _) = same_logs(&mesh.running(), secs(20), &promised);
     assert_eq!(log.0.len(), promised.len(), "each once");
     claim.measured("messages", promised.len());
+}
+
+#[test]
+fn a_new_node_hears_and_is_heard_within_milliseconds() {
+    let _alone = one_at_a_time();
+    let rounds = soak::count(5, 20);
+    let mut claim = Claim::new("lan: first message of a new node, two namespaces", rounds);
+    let lan = Lan::new(2);
+    let (mut heard_ms, mut was_heard_ms) = (Vec::new(), Vec::new());
+    for round in 0..rounds {
+        // Each beside another one: what was said in earlier rounds would have to be caught up with.
+        let old = Hubless::start(&lan.place(0), &[]);
+        let ear = old.listen_in();
+        let (home, word) = (Home::new(), format!("new in round {round}"));
+        let mut command = lan.place(1).command(std::env::current_exe().unwrap());
+        command.args(["--ignored", "--exact", "new_node", "--nocapture"]);
+        command.envs([("NEW_NODE_FOLDER", home.path().join("node").as_os_str()), ("NEW_NODE_WORD", word.as_ref())]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let (started, started_at) = (Instant::now(), since_1970());
+        let mut node = command.spawn().unwrap();
+        let mut lines = BufReader::new(node.stdout.take().unwrap()).lines();
+        let heard = AtomicBool::new(false);
+        let heard_at = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut due = started;
+                eventually(secs(10), "the new node hears", || {
+                    if due <= Instant::now() {
+                        old.say(&format!("old, when {word}"));
+                        due = Instant::now() + Duration::from_millis(2);
+                    }
+                    heard.load(Ordering::Relaxed)
+                });
+            });
+            let heard_at =
+                lines.by_ref().map_while(Result::ok).find_map(|line| line.strip_prefix("heard at ")?.parse().ok());
+            heard.store(true, Ordering::Relaxed);
+            heard_at.expect("it hears something")
+        });
+        eventually(secs(10), "the new node is heard", || ear.first(&word).is_some());
+        heard_ms.push(millis(Duration::from_nanos(heard_at).saturating_sub(started_at)));
+        was_heard_ms.push(millis(ear.first(&word).unwrap() - started));
+        drop(node.stdin.take());
+        assert!(node.wait().unwrap().success());
+    }
+    let most = if soak::wanted() { 20.0 } else { 150.0 };
+    for (key, times) in [("heard_ms", heard_ms), ("was_heard_ms", was_heard_ms)] {
+        let (median, _) = claim.times_ms(key, times);
+        assert!(median <= most, "{key}: median of {rounds} is {median} ms");
+    }
+}
+
+/// The new node of the test before this one, in a process of its own: says its word, tells when it first heard another's.
+#[tokio::test]
+#[ignore = "run by a_new_node_hears_and_is_heard_within_milliseconds"]
+async fn new_node() {
+    let told = |name| std::env::var(name).expect("run by another test");
+    let node = hubless::Node::builder().data_dir(Some(told("NEW_NODE_FOLDER").into())).start().await.unwrap();
+    let mut lobby = node.subscribe("lobby").await.unwrap();
+    let word = told("NEW_NODE_WORD");
+    let (said, ()) = tokio::join!(node.publish("lobby", word.as_str()), async {
+        while lobby.message().await.expect("the node runs").payload.text() == Some(&word) {}
+        println!("\nheard at {}", since_1970().as_nanos());
+    });
+    said.unwrap();
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).unwrap();
+    node.shutdown().await;
 }
 
 #[test]
@@ -343,6 +411,10 @@ fn newcomer_is_heard(what: &'static str, place: &Place, old: &[&Hubless], args: 
         assert!(median <= 150.0, "{what}: {key}: median of {rounds} is {median} ms");
         assert!(worst <= 1_500.0, "{what}: {key}: worst of {rounds} is {worst} ms");
     }
+}
+
+fn since_1970() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap()
 }
 
 fn millis(duration: Duration) -> f64 {

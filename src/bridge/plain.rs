@@ -29,7 +29,7 @@ use crate::net::folder::Folder;
 use crate::net::gate::feed::Feeds;
 use crate::net::gate::{Door, Gate, outbound};
 use crate::net::link::Ear;
-use crate::net::publisher::Publisher;
+use crate::net::publisher::{Begun, Publisher};
 use crate::replica::batch::{Draft, Via};
 
 /// Publishers connected to the SUB port at once; one more is hung up on.
@@ -137,7 +137,8 @@ impl Ports {
         if let Some(address) = options.publish {
             let (listener, address) = bind(address).await?;
             let feeds = Arc::new(Feeds::new());
-            let publisher = Publisher::make(folder.clone(), metrics.clone(), feeds.clone()).await.map_err(system)?;
+            let publisher =
+                Publisher::make(Begun::new(), folder.clone(), metrics.clone(), feeds.clone()).await.map_err(system)?;
             // Nobody is told of stock clients that come and go.
             let (events, _) = mpsc::channel(1);
             let gate = Gate::start(listener, Door::Plain, metrics.clone(), events, feeds, publisher.path());
@@ -274,7 +275,7 @@ impl Ears {
     /// Waits while the disk takes nothing: the client is held back meanwhile, by TCP.
     async fn publish(&self, drafts: Vec<Draft>) {
         while !drafts.is_empty() {
-            match self.handle.submit(drafts.clone()).await {
+            match self.handle.publish_all(drafts.clone()).await {
                 Err(PublishError::DiskFull | PublishError::DiskFailing) => sleep(DISK_AGAIN).await,
                 Err(error) => {
                     tracing::debug!(%error, "what a plain client said is not published");

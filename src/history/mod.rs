@@ -25,7 +25,7 @@ mod writer;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
 use tokio::sync::mpsc::UnboundedSender;
@@ -102,6 +102,8 @@ enum Command {
 #[derive(Debug)]
 struct Shared {
     store: RwLock<Option<Arc<Store>>>,
+    /// Set once the log was opened or made for the first time, or could not be: until then, readers wait.
+    begun: OnceLock<()>,
     keys: Arc<KeyFilter>,
     generation: AtomicU64,
 }
@@ -109,8 +111,9 @@ struct Shared {
 impl History {
     /// Opens the history in a folder, or makes one; orders are answered through `reports`. What is damaged is moved aside.
     ///
-    /// Blocks for as long as the journal takes to be read: about a second. If the disk is full, what is answered is empty
-    /// and an [`Report::Opened`] follows when it is not.
+    /// Blocks for as long as the journal takes to be read: about a second. A history that is new is known to be empty, and is
+    /// made while its first orders wait. If the disk is full, what is answered is empty and an [`Report::Opened`] follows
+    /// when it is not.
     ///
     /// # Errors
     /// [`StartError::NewerHistory`], [`StartError::DataDir`] without rights or if a damaged history cannot be moved,
@@ -125,6 +128,7 @@ impl History {
         let (admitted_out, admitted) = watch::channel(0);
         let shared = Arc::new(Shared {
             store: RwLock::new(None),
+            begun: OnceLock::new(),
             keys: Arc::new(KeyFilter::new()),
             generation: AtomicU64::new(0),
         });
@@ -132,7 +136,10 @@ impl History {
         let mut writer =
             Writer::new(options, metrics, shared, commands.clone(), reports.clone(), health_out, admitted_out);
         let opened = writer.start()?;
-        let mut threads = vec![spawn("history", move || writer.run(&inbox))?];
+        let mut threads = vec![spawn("history", move || {
+            writer.begin();
+            writer.run(&inbox);
+        })?];
         let (loads, questions) = channel();
         let answering = reader.clone();
         threads.push(spawn("history-read", move || answer_loads(&answering, &questions, &reports))?);
@@ -217,6 +224,7 @@ impl Keeper {
 
 impl Shared {
     fn current(&self) -> Option<Arc<Store>> {
+        self.begun.wait();
         self.store.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

@@ -358,6 +358,16 @@ fn open_fjall(folder: &Path) -> Result<(Database, Keyspace), Fault> {
     Ok((database, rows))
 }
 
+/// Makes the folder of a log that is new, not the log; answers whether it is.
+pub(super) fn claim(folder: &Path) -> Result<bool, Fault> {
+    let new = is_unmade(folder)?;
+    if new {
+        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        File::create(folder.join(UNFINISHED_FILE))?;
+    }
+    Ok(new)
+}
+
 /// A folder without anything in it is as good as none, and so is one whose making was cut short: nothing was kept there.
 fn is_unmade(folder: &Path) -> Result<bool, Fault> {
     match fs::read_dir(folder) {

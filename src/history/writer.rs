@@ -11,7 +11,7 @@ use tokio::sync::{oneshot, watch};
 use super::aside::{self, Salvage};
 use super::log::{Due, Log, Walked};
 use super::read::Reader;
-use super::store::{Fault, Store, guarded};
+use super::store::{self, Fault, Store, guarded};
 use super::{Command, Health, Options, Shared, scrub};
 use crate::config::Fsync;
 use crate::error::{HistoryError, StartError};
@@ -88,7 +88,7 @@ impl Writer {
         }
     }
 
-    /// Opens the log for the first time.
+    /// Opens the log for the first time, if it is not new.
     pub fn start(&mut self) -> Result<Opened, StartError> {
         let folder = self.options.folder.clone();
         let cannot = |fault: Fault| {
@@ -97,7 +97,8 @@ impl Writer {
                 .at_start(&folder)
                 .unwrap_or_else(|| StartError::DataDir { path: folder.clone(), source: std::io::Error::other(text) })
         };
-        match self.open(false) {
+        let opened = store::claim(&folder).and_then(|new| if new { Ok(Opened::default()) } else { self.open(false) });
+        match opened {
             Ok(opened) => Ok(opened),
             Err(Fault::Unreadable(_)) if !aside::takes_writes(&self.options.folder) => {
                 self.note_failing(&Fault::Failing("the disk gives errors".into()));
@@ -113,6 +114,18 @@ impl Writer {
             }
             Err(fault) => Err(cannot(fault)),
         }
+    }
+
+    /// Makes the log if it is new; readers need not wait for it any more.
+    pub fn begin(&mut self) {
+        if self.log.is_none()
+            && self.retry_at.is_none()
+            && let Err(fault) = self.open(false)
+        {
+            self.note_failing(&fault);
+        }
+        // Nobody else sets this.
+        let _ = self.shared.begun.set(());
     }
 
     /// Works until it is told to close.

@@ -27,7 +27,7 @@ use self::gate::feed::Feeds;
 use self::gate::line::Line;
 use self::gate::{Door, Gate, Identity, limits};
 use self::link::Surroundings;
-use self::publisher::Publisher;
+use self::publisher::{Begun, Publisher};
 use crate::aside::Aside;
 use crate::config::Listen;
 use crate::error::StartError;
@@ -117,7 +117,6 @@ pub(crate) enum Flow {
 }
 
 /// What the LAN side of a node is told.
-#[derive(Clone, Debug)]
 pub(crate) struct NetOptions {
     pub(crate) run: Run,
     /// What `run.node` is proven with.
@@ -125,9 +124,10 @@ pub(crate) struct NetOptions {
     pub(crate) mesh: Arc<str>,
     /// The keys of the mesh; none: it is open.
     pub(crate) mesh_keys: Option<KeyRing>,
-    pub(crate) listen: Listen,
-    /// The port that this data folder used last.
-    pub(crate) last_port: Option<u16>,
+    /// From [`bind`].
+    pub(crate) listener: TcpListener,
+    /// What everything is said with.
+    pub(crate) voice: Begun,
     /// Where links decode what comes faster than one by one.
     pub(crate) aside: Aside,
 }
@@ -149,22 +149,21 @@ struct Link {
 }
 
 impl Net {
-    /// Listens, and makes the publisher. Nobody is dialled yet.
+    /// Takes callers, and makes the publisher. Nobody is dialled yet.
     ///
     /// # Errors
-    /// [`StartError::Bind`] or [`StartError::System`]; nothing is left behind.
+    /// [`StartError::System`]; nothing is left behind.
     pub(crate) async fn start(
         options: NetOptions,
         metrics: Metrics,
         events: mpsc::Sender<NetEvent>,
     ) -> Result<Net, StartError> {
-        let NetOptions { run, key, mesh, mesh_keys, listen, last_port, aside } = options;
-        let listener = bind(listen, last_port).await?;
+        let NetOptions { run, key, mesh, mesh_keys, listener, voice, aside } = options;
         let system = |what| move |source| StartError::System { what, source };
         let listen = listener.local_addr().map_err(system("the address listened on"))?;
         let folder = Arc::new(Folder::make().map_err(system("a private folder for sockets"))?);
         let feeds = Arc::new(Feeds::new());
-        let publisher = Publisher::make(folder.clone(), metrics.clone(), feeds.clone());
+        let publisher = Publisher::make(voice, folder.clone(), metrics.clone(), feeds.clone());
         let publisher = publisher.await.map_err(system("a private socket"))?;
         let identity = Identity { run, mesh, port: listen.port(), key, mesh_keys };
         let around = Surroundings {
@@ -258,7 +257,11 @@ impl Net {
     }
 }
 
-async fn bind(listen: Listen, last_port: Option<u16>) -> Result<TcpListener, StartError> {
+/// Listens where a node is told to; callers wait until [`Net::start`]. `last_port` is the port that its data folder used last.
+///
+/// # Errors
+/// [`StartError::Bind`].
+pub(crate) async fn bind(listen: Listen, last_port: Option<u16>) -> Result<TcpListener, StartError> {
     let first = listen.first_choice();
     let mut source = match TcpListener::bind(first).await {
         Ok(listener) => return Ok(listener),

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use zeromq::{PubSocket, Socket, SocketRecv, SocketSend, SubSocket, ZmqError, ZmqMessage};
 
 use super::Task;
@@ -51,9 +52,19 @@ struct Voice {
     _ear: Task,
 }
 
+/// A PUB socket that is being made, beside what else is done: its queue has 100,000 places, which takes milliseconds.
+pub(crate) struct Begun(JoinHandle<PubSocket>);
+
+impl Begun {
+    /// Begins to make one, for the runtime that this is called on.
+    pub(crate) fn new() -> Begun {
+        Begun(tokio::task::spawn_blocking(PubSocket::new))
+    }
+}
+
 impl Voice {
-    async fn make(path: &std::path::Path) -> Result<Voice, ZmqError> {
-        let mut socket = PubSocket::new();
+    async fn make(begun: Begun, path: &std::path::Path) -> Result<Voice, ZmqError> {
+        let mut socket = begun.0.await.map_err(|_| ZmqError::Other("a socket could not be made"))?;
         socket.bind(&endpoint(path)).await?;
         let mut ear = SubSocket::new();
         ear.subscribe(TOPIC_MESH).await?;
@@ -74,9 +85,14 @@ impl Voice {
 
 impl Publisher {
     /// Binds a PUB socket in `folder`.
-    pub(crate) async fn make(folder: Arc<Folder>, metrics: Metrics, feeds: Arc<Feeds>) -> io::Result<Publisher> {
+    pub(crate) async fn make(
+        begun: Begun,
+        folder: Arc<Folder>,
+        metrics: Metrics,
+        feeds: Arc<Feeds>,
+    ) -> io::Result<Publisher> {
         let path = folder.socket('p', 0);
-        let voice = Voice::make(&path).await.map_err(io::Error::other)?;
+        let voice = Voice::make(begun, &path).await.map_err(io::Error::other)?;
         let path = watch::Sender::new(path);
         let watchdog = Watchdog::default();
         Ok(Publisher { folder, metrics, feeds, voice, watchdog, made: 1, path, marked: 0, in_one_go: 0 })
@@ -156,7 +172,7 @@ impl Publisher {
         self.metrics.publisher_restarts.inc();
         let path = self.folder.socket('p', self.made);
         self.made += 1;
-        match Voice::make(&path).await {
+        match Voice::make(Begun::new(), &path).await {
             Ok(voice) => {
                 let Voice { socket, .. } = std::mem::replace(&mut self.voice, voice);
                 self.path.send_replace(path);

@@ -37,7 +37,7 @@ impl Node {
 
     async fn start_with(number: u8, mesh: &str, mesh_keys: Option<KeyRing>, events: usize) -> Node {
         let (metrics, (sender, events)) = (Metrics::new(), mpsc::channel(events));
-        let options = options(number, mesh, mesh_keys, Listen::At((Ipv4Addr::LOCALHOST, 0).into()));
+        let options = options(number, mesh, mesh_keys).await;
         let run = options.run;
         let net = Net::start(options, metrics.clone(), sender).await.unwrap();
         Node { net, events, metrics, run, links: 0 }
@@ -128,10 +128,11 @@ fn ping(number: u64) -> Bytes {
     wire::encode(&Message::Ping(number))
 }
 
-fn options(number: u8, mesh: &str, mesh_keys: Option<KeyRing>, listen: Listen) -> NetOptions {
+async fn options(number: u8, mesh: &str, mesh_keys: Option<KeyRing>) -> NetOptions {
     let key = key_of(number.into());
     let run = key.run(Epoch(number.into()));
-    NetOptions { run, key, mesh: mesh.into(), mesh_keys, listen, last_port: None, aside: Aside::new().unwrap() }
+    let listener = bind(Listen::At((Ipv4Addr::LOCALHOST, 0).into()), None).await.unwrap();
+    NetOptions { run, key, mesh: mesh.into(), mesh_keys, listener, voice: Begun::new(), aside: Aside::new().unwrap() }
 }
 
 /// The key of the node whose epoch this is.
@@ -326,23 +327,16 @@ async fn a_node_recognises_itself() {
 
 #[tokio::test]
 async fn the_default_port_gives_way() {
-    let start = async |last_port| {
-        let (events, _) = mpsc::channel(1);
-        let options = NetOptions { last_port, ..options(1, "lab", None, Listen::Default) };
-        Net::start(options, Metrics::new(), events).await.unwrap()
-    };
-    let first = start(None).await;
-    let free = start(None).await;
-    assert_ne!(first.listen().port(), free.listen().port());
-    let port = free.listen().port();
-    free.close().await;
+    let port = |listener: &TcpListener| listener.local_addr().unwrap().port();
+    let first = bind(Listen::Default, None).await.unwrap();
+    let free = bind(Listen::Default, None).await.unwrap();
+    assert_ne!(port(&first), port(&free));
+    let was = port(&free);
+    drop(free);
     // Whoever had the default port may have left meanwhile.
-    let last = start(Some(port)).await.listen().port();
-    assert!(last == port || last == crate::config::PORT_DEFAULT, "{last}");
-
-    let (events, _) = mpsc::channel(1);
-    let options = options(1, "lab", None, Listen::At(first.listen()));
-    let taken = Net::start(options, Metrics::new(), events).await;
+    let last = port(&bind(Listen::Default, Some(was)).await.unwrap());
+    assert!(last == was || last == crate::config::PORT_DEFAULT, "{last}");
+    let taken = bind(Listen::At(first.local_addr().unwrap()), None).await;
     assert!(matches!(taken.err(), Some(StartError::Bind { .. })));
 }
 

@@ -23,7 +23,8 @@ use crate::metrics::Metrics;
 use crate::net::discovery::ladder::Ladder;
 use crate::net::discovery::memory::{self, Memory};
 use crate::net::discovery::{self, Discovery};
-use crate::net::{Net, NetOptions};
+use crate::net::publisher::Begun;
+use crate::net::{self, Net, NetOptions};
 use crate::replica::event::Input;
 use crate::replica::{Replica, WINDOW_BYTES_MAX};
 use crate::wire;
@@ -162,9 +163,12 @@ impl Builder {
             }
         });
         spawned.map_err(system("no thread for the node"))?;
-        let died = || system("the node's thread")(std::io::Error::other("it died while the node started"));
-        start.await.unwrap_or_else(|_| Err(died()))
+        start.await.unwrap_or_else(|_| Err(died("the node's thread")))
     }
+}
+
+fn died(what: &'static str) -> StartError {
+    StartError::System { what, source: std::io::Error::other("it died while the node started") }
 }
 
 impl Loop {
@@ -178,8 +182,10 @@ impl Loop {
                 ..config
             };
         }
+        let voice = Begun::new();
         let data_dir = config.data_dir.as_deref().map(DataDir::open).transpose()?;
         let random = |what| move |error: getrandom::Error| StartError::System { what, source: error.into() };
+        let system = |what| move |source| StartError::System { what, source };
         // Where anything is kept.
         let keeping = data_dir.as_ref().filter(|_| !config.ephemeral);
         let identity = match keeping {
@@ -201,7 +207,7 @@ impl Loop {
         let mesh: Arc<str> = config.mesh.as_str().into();
         let name: Arc<str> = config.name.as_str().into();
 
-        let aside = Aside::new().map_err(|source| StartError::System { what: "no threads for readers", source })?;
+        let aside = Aside::new().map_err(system("no threads for readers"))?;
         let (reports, reports_inbox) = mpsc::unbounded_channel();
         let kept = folder.as_ref().filter(|_| config.history).map(|folder| history::Options {
             folder: folder.join("history"),
@@ -209,10 +215,52 @@ impl Loop {
             retain_days: config.retain_days,
             retain_bytes: config.retain_bytes,
         });
-        let fsync = config.fsync;
-        let (log, opened) = match kept {
-            Some(options) => {
-                let (history, opened) = History::open(options, metrics.clone(), reports)?;
+        // It is opened while sockets and discovery begin.
+        let opening = kept.map(|options| {
+            let (reply, opening) = oneshot::channel();
+            let metrics = metrics.clone();
+            aside.begin(reply, move || History::open(options, metrics, reports));
+            opening
+        });
+
+        let (net_events, net_inbox) = mpsc::channel(NET_EVENTS_MAX);
+        let begun = async {
+            let listener = net::bind(config.listen, last_port).await?;
+            let listen = listener.local_addr().map_err(system("the address listened on"))?;
+            let (discovery, candidates) = Discovery::start(discovery::Options {
+                run,
+                mesh: config.mesh.clone(),
+                mesh_keys: config.key.clone(),
+                version: wire::WIRE_VERSION,
+                listen,
+                interfaces: config.interfaces,
+                seeds: config.seeds,
+                mdns: config.mdns,
+            })?;
+            // It announces this node while the rest is made; whoever calls so soon waits a few milliseconds.
+            tokio::task::yield_now().await;
+            let (key, mesh_keys) = (identity.clone(), config.key.clone());
+            let options = NetOptions { run, key, mesh: mesh.clone(), mesh_keys, listener, voice, aside: aside.clone() };
+            Ok((Net::start(options, metrics.clone(), net_events).await?, discovery, candidates))
+        };
+        let begun = begun.await;
+        // Whatever came of it, nothing of the history is left running.
+        let opened = match opening {
+            Some(opening) => Some(opening.await.unwrap_or_else(|_| Err(died("the history")))?),
+            None => None,
+        };
+        let (net, discovery, candidates) = begun?;
+        let listen = net.listen();
+        if let Some(folder) = remembering.filter(|_| last_port != Some(listen.port())) {
+            let folder = folder.to_path_buf();
+            tokio::spawn(async move {
+                if let Err(error) = memory::save_port(&folder, listen.port()).await {
+                    tracing::warn!(%error, "cannot remember the port");
+                }
+            });
+        }
+        let (log, opened) = match opened {
+            Some((history, opened)) => {
                 let (commits, committed) = watch::channel(0);
                 let handle = LogHandle::new(
                     history.reader(),
@@ -223,38 +271,10 @@ impl Loop {
                     aside.clone(),
                 );
                 let (health, _) = watch::channel(HistoryHealth::Working);
-                (Some(Log { history, handle, fsync, commits, health }), Some(opened))
+                (Some(Log { history, handle, fsync: config.fsync, commits, health }), Some(opened))
             }
             None => (None, None),
         };
-
-        let (net_events, net_inbox) = mpsc::channel(NET_EVENTS_MAX);
-        let options = NetOptions {
-            run,
-            key: identity.clone(),
-            mesh: mesh.clone(),
-            mesh_keys: config.key.clone(),
-            listen: config.listen,
-            last_port,
-            aside: aside.clone(),
-        };
-        let net = Net::start(options, metrics.clone(), net_events).await?;
-        let listen = net.listen();
-        if let Some(folder) = remembering
-            && let Err(error) = memory::save_port(folder, listen.port()).await
-        {
-            tracing::warn!(%error, "cannot remember the port");
-        }
-        let (discovery, candidates) = Discovery::start(discovery::Options {
-            run,
-            mesh: config.mesh.clone(),
-            mesh_keys: config.key.clone(),
-            version: wire::WIRE_VERSION,
-            listen,
-            interfaces: config.interfaces,
-            seeds: config.seeds,
-            mdns: config.mdns,
-        })?;
         let survey = discovery.survey();
         let started = Instant::now();
         let mut ladder = Ladder::new(run, &config.mesh, wire::WIRE_VERSION, seed);
