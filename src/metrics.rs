@@ -78,6 +78,8 @@ metrics! {
     dropped_bytes: Counter;
     /// Messages that targets of bridges confirmed.
     bridge_sent: Counter;
+    /// Messages that targets of bridges will not take, which were passed over.
+    bridge_refused: Counter;
     /// Messages that came over bridges and were kept.
     bridge_received: Counter;
     /// Readers of this node: programs, pages, bridges.

@@ -42,6 +42,12 @@ const CONNECT_WAIT: Duration = Duration::from_secs(10);
 const HEARTBEAT_SECS: u16 = 10;
 /// How often it is looked whether a connection that gives nothing is there.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How long the broker may take for an acknowledgement.
+const ANSWER_WAIT: Duration = Duration::from_secs(5);
+/// When a message is given again that a queue could not take; after that it is passed over.
+const NACKED_AGAIN_MS: [u64; 5] = [500, 1_000, 2_000, 4_000, 8_000];
+/// The longest name that AMQP knows, in bytes.
+const NAME_LEN_MAX: usize = 255;
 /// Messages that the broker gives before the first of them is acknowledged.
 pub const PREFETCH: u16 = 256;
 /// Messages that are kept and acknowledged together; the broker fills up meanwhile.
@@ -210,6 +216,17 @@ impl Exchange {
         Ok(format!("an AMQP 0-9-1 broker with the durable {kind} exchange {}", self.exchange))
     }
 
+    /// What is wrong with the names, if anything.
+    pub(super) fn check_names(&self) -> Result<(), String> {
+        for name in [Some(&self.exchange), self.queue.as_ref()].into_iter().flatten().chain(&self.bind) {
+            if name.len() > NAME_LEN_MAX {
+                let begin: String = name.chars().take(20).collect();
+                return Err(format!("the name {begin}… has {} bytes, where AMQP knows {NAME_LEN_MAX}", name.len()));
+            }
+        }
+        Ok(())
+    }
+
     async fn declare(&self, channel: &Channel) -> Result<(), Trouble> {
         let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
         let (exchange, none) = (self.exchange.as_str().into(), FieldTable::default());
@@ -259,8 +276,8 @@ struct Publish {
     key: String,
     text: Bytes,
     properties: BasicProperties,
-    /// A queue to be bound with the key first.
-    bind: Option<String>,
+    /// A queue to be bound with the key first, and the channel that has it.
+    bind: Option<(Channel, String)>,
     done: oneshot::Sender<lapin::Result<PublisherConfirm>>,
 }
 
@@ -269,10 +286,9 @@ async fn publish(channel: Channel, exchange: String, mut waiting: mpsc::Unbounde
     while let Some(Publish { key, text, properties, bind, done }) = waiting.recv().await {
         let (exchange, key) = (ShortString::from(exchange.as_str()), ShortString::from(key));
         let sent = async {
-            if let Some(queue) = bind {
-                // The broker does one after the other what comes over a channel.
-                let options = QueueBindOptions { nowait: true };
-                channel.queue_bind(queue.into(), exchange.clone(), key.clone(), options, FieldTable::default()).await?;
+            if let Some((reading, queue)) = bind {
+                let (options, none) = (QueueBindOptions::default(), FieldTable::default());
+                reading.queue_bind(queue.into(), exchange.clone(), key.clone(), options, none).await?;
             }
             let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
             channel.basic_publish(exchange, key, options, &text, properties).await
@@ -282,10 +298,11 @@ async fn publish(channel: Channel, exchange: String, mut waiting: mpsc::Unbounde
     }
 }
 
-/// A queue that is read.
+/// A queue that is read, over a connection of its own: a broker that is short of memory or disk stops those that publish,
+/// and is helped by those that read.
 struct Source {
-    /// Lives as long as it is read.
-    _channel: Channel,
+    connection: Connection,
+    channel: Channel,
     queue: String,
     deliveries: ReadyChunks<Consumer>,
     /// The last one taken and not acknowledged.
@@ -334,9 +351,18 @@ impl Connected {
     }
 }
 
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.publishing.abort();
+    }
+}
+
 impl Line for Connected {
     async fn listen(&mut self, place: Place) -> Result<(), Trouble> {
-        let channel = self.connection.create_channel().await?;
+        let info = self.handle.info();
+        let connection =
+            self.exchange.target.connect(format!("hubless {} of {}, reading", info.name, info.mesh)).await?;
+        let channel = connection.create_channel().await?;
         channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
         let Exchange { queue, live, kind, bind, .. } = self.exchange.clone();
         let mut arguments = FieldTable::default();
@@ -353,7 +379,6 @@ impl Line for Connected {
         };
         self.place = Some(place);
         let queue = channel.queue_declare(name.as_str().into(), options, arguments).await?.name().to_string();
-        let options = BasicConsumeOptions { no_ack: live, ..BasicConsumeOptions::default() };
         let mut keys = bind;
         match kind {
             ExchangeType::Fanout => keys.push(String::new()),
@@ -369,35 +394,56 @@ impl Line for Connected {
             let (queue, exchange) = (queue.as_str().into(), self.exchange.exchange.as_str().into());
             channel.queue_bind(queue, exchange, key.into(), QueueBindOptions::default(), none.clone()).await?;
         }
+        // Acknowledged in any case: it is what bounds how much comes at a time.
+        let options = BasicConsumeOptions::default();
         let consumer = channel.basic_consume(queue.as_str().into(), "".into(), options, none).await?;
-        self.source =
-            Some(Source { _channel: channel, queue, deliveries: consumer.ready_chunks(TOGETHER_MAX), last: None });
+        let deliveries = consumer.ready_chunks(TOGETHER_MAX);
+        self.source = Some(Source { connection, channel, queue, deliveries, last: None });
         Ok(())
     }
 
     fn send(&mut self, message: &Message) -> BoxFuture<'static, Result<(), Trouble>> {
         // A room that is new here is to be heard, too.
         let new = self.exchange.kind == ExchangeType::Direct && self.bound.insert(message.room.clone());
-        let bind = self.source.as_ref().filter(|_| new).map(|source| source.queue.clone());
-        let (done, answer) = oneshot::channel();
+        let mut bind =
+            self.source.as_ref().filter(|_| new).map(|source| (source.channel.clone(), source.queue.clone()));
         let (key, text, properties) =
             (routing_key(&message.room), message.payload.bytes().clone(), self.properties(message));
-        let sent = self.out.send(Publish { key, text, properties, bind, done });
+        let out = self.out.clone();
+        let mut give = move || {
+            let (done, answer) = oneshot::channel();
+            let (key, text, properties) = (key.clone(), text.clone(), properties.clone());
+            out.send(Publish { key, text, properties, bind: bind.take(), done }).map(|()| answer)
+        };
+        let mut given = give();
         let ended = || Trouble::new("the connection has ended");
         Box::pin(async move {
-            sent.map_err(|_| ended())?;
-            match answer.await.map_err(|_| ended())??.await? {
-                // One that fits no queue has come as far as it can.
-                Confirmation::Ack(_) | Confirmation::NotRequested => Ok(()),
-                Confirmation::Nack(_) => Err(Trouble::new("the broker could not keep a message")),
+            // It is said again by itself when a queue could not take it: others have it.
+            let mut pauses = NACKED_AGAIN_MS.map(Duration::from_millis).into_iter();
+            loop {
+                match given.map_err(|_| ended())?.await.map_err(|_| ended())??.await? {
+                    // One that fits no queue has come as far as it can.
+                    Confirmation::Ack(_) | Confirmation::NotRequested => return Ok(()),
+                    Confirmation::Nack(_) => {
+                        let full = || Trouble::new("a queue of the broker does not take it").of_message();
+                        tokio::time::sleep(pauses.next().ok_or_else(full)?).await;
+                    }
+                }
+                given = give();
             }
         })
     }
 
     async fn receive(&mut self) -> Result<Vec<Draft>, Trouble> {
         let ended = || Trouble::new("the connection has ended");
+        let reading =
+            self.source.as_ref().map(|source| (source.channel.status().clone(), source.connection.status().clone()));
+        let up = || {
+            let writes = self.connection.status().connected() && self.channel.status().connected();
+            writes && reading.as_ref().is_none_or(|(channel, connection)| channel.connected() && connection.connected())
+        };
         let look = async {
-            while self.connection.status().connected() && self.channel.status().connected() {
+            while up() {
                 tokio::time::sleep(LOOK_EVERY).await;
             }
         };
@@ -418,7 +464,7 @@ impl Line for Connected {
             drafts.extend(self.draft(&delivery));
             last = Some(delivery);
         }
-        if let Some(source) = self.source.as_mut().filter(|_| !self.exchange.live) {
+        if let Some(source) = &mut self.source {
             source.last = last;
         }
         Ok(drafts)
@@ -426,14 +472,17 @@ impl Line for Connected {
 
     async fn kept(&mut self) -> Result<(), Trouble> {
         if let Some(last) = self.source.as_mut().and_then(|source| source.last.take()) {
-            last.acker.ack(BasicAckOptions { multiple: true }).await?;
+            let taken = timeout(ANSWER_WAIT, last.acker.ack(BasicAckOptions { multiple: true })).await;
+            taken.map_err(|_| Trouble::new("the broker takes no acknowledgements"))??;
         }
         Ok(())
     }
 
-    async fn close(self) {
-        self.publishing.abort();
+    async fn close(mut self) {
         // Also sends the acknowledgements that are still here; a broker that is gone takes nothing.
+        if let Some(source) = self.source.take() {
+            let _ = timeout(CLOSE_WAIT, source.connection.close(200, "".into())).await;
+        }
         let _ = timeout(CLOSE_WAIT, self.connection.close(200, "".into())).await;
     }
 }

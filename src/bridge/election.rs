@@ -1,11 +1,12 @@
 //! Which of the nodes that offer a bridge leads it.
 //!
 //! Whoever leads stays until it is down, cut off from its target, or leaving. Among those that stand the lowest run is next.
-//! Of two that lead, which a healed split leaves behind, the lower run stays.
+//! Of two that lead, which a healed split leaves behind, the lower run stays. A leader that no longer answers those that
+//! stand, though its node lives, is one whose disk takes nothing: it could not say that it has gone.
 
 use std::collections::HashMap;
 
-use crate::id::Run;
+use crate::id::{Run, Seq};
 use crate::replica::control::Role;
 
 /// Nodes that are remembered; one more than that is not.
@@ -15,41 +16,68 @@ const NODES_MAX: usize = 1_024;
 #[derive(Debug)]
 pub struct Election {
     me: Run,
-    roles: HashMap<Run, Role>,
+    mine: Role,
+    /// What the others said last, and with which entry.
+    roles: HashMap<Run, Said>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Said {
+    role: Role,
+    seq: Seq,
+    /// Whether it was asked whether it still leads, and has said nothing since.
+    asked: bool,
 }
 
 impl Election {
     /// Nobody does anything yet.
     pub fn new(me: Run) -> Election {
-        Election { me, roles: HashMap::new() }
+        Election { me, mine: Role::Gone, roles: HashMap::new() }
     }
 
     /// What this node does.
     pub fn role(&self) -> Role {
-        self.roles.get(&self.me).copied().unwrap_or(Role::Gone)
+        self.mine
     }
 
-    /// A node says what it does; answers whether it is one that has to be told what we do.
-    pub fn hear(&mut self, run: Run, role: Role) -> bool {
-        if role == Role::Gone {
-            self.roles.remove(&run);
+    /// This node does something else.
+    pub fn be(&mut self, role: Role) {
+        self.mine = role;
+    }
+
+    /// Another node says in its entry `seq` what it does; answers whether it has to be told what we do.
+    pub fn hear(&mut self, run: Run, seq: Seq, role: Role) -> bool {
+        let known = self.roles.get(&run).copied();
+        // What comes late is no news.
+        let old = known.is_some_and(|known| seq < known.seq);
+        if old || run == self.me || known.is_none() && self.roles.len() >= NODES_MAX {
             return false;
         }
-        if self.roles.len() >= NODES_MAX && !self.roles.contains_key(&run) {
-            return false;
-        }
-        self.roles.insert(run, role).is_none() && run != self.me
+        self.roles.insert(run, Said { role, seq, asked: false });
+        let new = known.is_none_or(|known| known.role == Role::Gone);
+        // Whoever would lead, or does, hears of the one that does.
+        role != Role::Gone && (new || self.mine == Role::Leading)
     }
 
     /// Forgets those that are not `live`: when they come back they say what they do.
     pub fn keep(&mut self, live: impl Fn(&Run) -> bool) {
-        let me = self.me;
-        self.roles.retain(|run, _| *run == me || live(run));
+        self.roles.retain(|run, _| live(run));
+    }
+
+    /// Who leads is asked, by what this node says of itself; one that did not answer the last time leads no more.
+    pub fn ask(&mut self) {
+        for said in self.roles.values_mut().filter(|said| said.role == Role::Leading) {
+            if std::mem::replace(&mut said.asked, true) {
+                said.role = Role::Gone;
+            }
+        }
     }
 
     /// Whether this node is the one to lead.
     pub fn leads(&self) -> bool {
-        let lowest = |wanted| self.roles.iter().filter(|(_, role)| **role == wanted).map(|(run, _)| *run).min();
+        let others = self.roles.iter().map(|(run, said)| (*run, said.role));
+        let all = others.chain([(self.me, self.mine)]);
+        let lowest = |wanted| all.clone().filter(|(_, role)| *role == wanted).map(|(run, _)| run).min();
         lowest(Role::Leading).or_else(|| lowest(Role::Standing)) == Some(self.me)
     }
 }
@@ -67,21 +95,40 @@ mod tests {
     fn the_lowest_of_those_that_stand_leads_and_stays() {
         let mut election = Election::new(run(2));
         assert!(!election.leads(), "it does not stand");
-        election.hear(run(2), Role::Standing);
+        election.be(Role::Standing);
         assert!(election.leads());
-        assert!(election.hear(run(1), Role::Standing), "a new one is told");
-        assert!(!election.hear(run(1), Role::Standing), "once");
+        assert!(election.hear(run(1), Seq(1), Role::Standing), "a new one is told");
+        assert!(!election.hear(run(1), Seq(2), Role::Standing), "once");
         assert!(!election.leads(), "a lower run stands");
-        election.hear(run(2), Role::Leading);
+        election.be(Role::Leading);
         assert!(election.leads(), "who leads stays");
-        election.hear(run(1), Role::Leading);
+        assert!(election.hear(run(1), Seq(3), Role::Standing), "who would lead is told each time");
+        election.hear(run(1), Seq(4), Role::Leading);
         assert!(!election.leads(), "of two the lower one stays");
-        election.hear(run(1), Role::Gone);
+        election.hear(run(1), Seq(6), Role::Gone);
         assert!(election.leads());
-        election.hear(run(1), Role::Leading);
-        election.hear(run(2), Role::Standing);
+        assert!(!election.hear(run(1), Seq(5), Role::Leading));
+        assert!(election.leads(), "what comes late is no news");
+        election.hear(run(1), Seq(7), Role::Leading);
+        election.be(Role::Standing);
         assert!(!election.leads());
         election.keep(|_| false);
         assert!(election.leads(), "the other one is down");
+    }
+
+    #[test]
+    fn a_leader_that_does_not_answer_leads_no_more() {
+        let mut election = Election::new(run(2));
+        election.be(Role::Standing);
+        election.hear(run(3), Seq(1), Role::Leading);
+        election.ask();
+        assert!(!election.leads());
+        assert!(!election.hear(run(3), Seq(2), Role::Leading));
+        election.ask();
+        assert!(!election.leads(), "it has answered");
+        election.ask();
+        assert!(election.leads());
+        election.hear(run(3), Seq(3), Role::Leading);
+        assert!(!election.leads(), "it does lead");
     }
 }

@@ -12,6 +12,8 @@ pub mod history_service;
 pub mod plain;
 #[cfg(feature = "redis")]
 pub mod redis;
+#[cfg(feature = "redis")]
+mod redis_target;
 #[cfg(any(feature = "amqp", feature = "redis"))]
 mod session;
 #[cfg(feature = "redis")]

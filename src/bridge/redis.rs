@@ -5,8 +5,6 @@
 //! subscriber.
 
 use std::collections::HashMap;
-use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -14,13 +12,13 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use redis::aio::{MultiplexedConnection, SendError};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo, ProtocolVersion,
-    PushInfo, PushKind, RedisError, ServerErrorKind, Value,
+    AsyncConnectionConfig, Cmd, ErrorKind, PushInfo, PushKind, RedisError, RedisResult, ServerErrorKind, Value,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{interval, timeout};
 
+pub use super::redis_target::Target;
 use super::session::{Broker, Line, Place};
 use super::{GUEST, Trouble};
 use crate::handle::{Draft, Handle, Message, PAYLOAD_BYTES_MAX, Via};
@@ -35,49 +33,6 @@ const PING_EVERY: Duration = Duration::from_secs(3);
 const WAITING_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Messages that are kept together.
 const TOGETHER_MAX: usize = 256;
-
-/// A Redis server by its URL. What it shows of itself holds neither user nor password.
-#[derive(Clone)]
-pub struct Target {
-    pub(super) info: ConnectionInfo,
-    place: String,
-}
-
-impl FromStr for Target {
-    type Err = String;
-
-    fn from_str(url: &str) -> Result<Target, String> {
-        // The text itself may hold a password.
-        let bad = "this is no Redis URL: redis://[[USER]:PASSWORD@]HOST[:PORT], or rediss:// with TLS";
-        if url.starts_with("rediss://") {
-            super::begin_tls()?;
-        } else if !url.starts_with("redis://") {
-            return Err(bad.into());
-        }
-        let info = url.into_connection_info().map_err(|_| bad)?;
-        let (ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. }) = info.addr() else {
-            return Err(bad.into());
-        };
-        if host.is_empty() {
-            return Err(bad.into());
-        }
-        let place = format!("{}:{port}", host.to_ascii_lowercase());
-        let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-        Ok(Target { info: info.set_redis_settings(settings), place })
-    }
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.place)
-    }
-}
-
-impl fmt::Debug for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Target({self})")
-    }
-}
 
 /// A server, and the channels that stand for rooms.
 #[derive(Clone, Debug)]
@@ -116,7 +71,9 @@ impl From<RedisError> for Trouble {
             _ if error.code() == Some("WRONGPASS") => Some("check the user and the password of the URL"),
             _ => None,
         };
-        Trouble::new(error.to_string()).hint(hint)
+        let trouble = Trouble::new(error.to_string()).hint(hint);
+        // The name of this room's stream is taken by something else.
+        if error.code() == Some("WRONGTYPE") { trouble.of_message() } else { trouble }
     }
 }
 
@@ -183,12 +140,19 @@ impl Commands {
                 let mut commands = redis::pipe();
                 let (given, done): (Vec<_>, Vec<_>) = group.drain(..).unzip();
                 for command in given {
-                    commands.add_command(command).ignore();
+                    commands.add_command(command);
                 }
-                let sent = commands.query_async::<()>(&mut redis).await.map_err(Trouble::from);
+                let answers: RedisResult<Vec<RedisResult<Value>>> =
+                    commands.ignore_errors().query_async(&mut redis).await;
+                let (answers, broken) = match answers {
+                    Ok(answers) => (answers, ended()),
+                    Err(error) => (Vec::new(), error.into()),
+                };
+                let mut answers = answers.into_iter();
                 for done in done {
+                    let answer = answers.next().map(|answer| answer.map(drop).map_err(Trouble::from));
                     // Whoever has ended does not ask.
-                    let _ = done.send(sent.clone());
+                    let _ = done.send(answer.unwrap_or_else(|| Err(broken.clone())));
                 }
             }
         });
@@ -246,8 +210,7 @@ impl Connection {
                 let room = counted.fetch_add(bytes, Ordering::Relaxed) + bytes <= WAITING_BYTES_MAX;
                 if room { push.send(info).map_err(|_| SendError) } else { Err(SendError) }
             });
-        let client = Client::open(channels.target.info.clone())?;
-        let redis = client.get_multiplexed_async_connection_with_config(&config).await?;
+        let redis = channels.target.open(&config).await?;
         let (commands, alive) = (Commands::new(redis.clone()), watch(redis.clone()));
         let own = HashMap::new();
         Ok(Connection { channels, metrics, redis, came, waiting, commands, own, listening: false, alive })
@@ -384,23 +347,6 @@ pub(super) fn escaped(prefix: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_target_shows_where_it_is_and_no_secret() {
-        for (url, shown) in [
-            ("redis://localhost", "localhost:6379"),
-            ("redis://:secret@Cache.lan:7000/3", "cache.lan:7000"),
-            ("redis://ada:secret@10.0.0.1", "10.0.0.1:6379"),
-        ] {
-            let target: Target = url.parse().unwrap();
-            assert_eq!(target.to_string(), shown, "{url}");
-            assert!(!format!("{target:?}").contains("secret"));
-        }
-        for bad in ["localhost", "http://secret@localhost", "redis://u:secret@[::", "redis:/u:secret@", ""] {
-            let error = bad.parse::<Target>().unwrap_err();
-            assert!(!error.contains("secret"), "{error}");
-        }
-    }
 
     #[test]
     fn channels_stand_for_rooms() {

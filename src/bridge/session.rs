@@ -24,7 +24,8 @@ use super::election::Election;
 use super::supervise::{Options, Trouble, keep};
 use crate::error::{HistoryError, PublishError};
 use crate::handle::{
-    BridgeState, BridgeStatus, Cursor, Delivery, Draft, Event, Filter, Handle, Hlc, Message, PeerState, Via,
+    BridgeState, BridgeStatus, Cursor, Delivery, Draft, Event, Filter, Gap, GapReason, Handle, Hlc, Message, PeerState,
+    Via,
 };
 use crate::id::{Run, RunHash};
 use crate::replica::control::{Control, Role};
@@ -43,14 +44,19 @@ const STANDS_AFTER: Duration = Duration::from_secs(2);
 const QUIET: Duration = Duration::from_secs(1);
 /// Who stands hears by then who leads.
 const HEARS_WITHIN: Duration = Duration::from_millis(500);
+/// How often a node that stands makes sure of the one that leads.
+const ASK_EVERY: Duration = Duration::from_secs(60);
+/// So long, nothing goes out while it is open what others have sent: while peers come up, or this node catches up.
+const UNSURE_MAX: Duration = Duration::from_secs(30);
 /// Whoever did nothing for so long may have been replaced.
 const FROZEN: Duration = Duration::from_secs(2);
 /// How often it is looked after what is due.
 const TICK: Duration = Duration::from_millis(100);
 /// How long a node waits for another one to have progress on disk; one without a disk never has.
 const REPLICATED_WITHIN: Duration = Duration::from_secs(2);
-/// All of the progress is told anew after so long, so that it never expires.
+/// All of the progress is told anew after so long, so that it never expires; the first time soon after a node leads.
 const WHOLE_EVERY: Duration = Duration::from_secs(24 * 3600);
+const WHOLE_FIRST: Duration = Duration::from_secs(60);
 /// How often it is told how far behind a bridge is, and from when on that is worth a word.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const BEHIND_S_MIN: u64 = 5;
@@ -100,7 +106,8 @@ pub trait Line: Send {
     /// Begins to take what others say there. `place` is this mesh as others see it: what has passed it comes no further.
     fn listen(&mut self, place: Place) -> impl Future<Output = Result<(), Trouble>> + Send;
 
-    /// Gives a message to the broker; done once it is confirmed. Messages go out in the order of these calls.
+    /// Gives a message to the broker; done once it is confirmed. Messages go out in the order of these calls. Trouble that
+    /// is [of this message](Trouble::of_message) ends nothing.
     fn send(&mut self, message: &Message) -> BoxFuture<'static, Result<(), Trouble>>;
 
     /// The next messages of others; before [`Line::listen`] it only ends when the connection does. Cancellation safe.
@@ -137,6 +144,9 @@ struct Work<'a, L> {
     untold: bool,
     peer_up_at: Instant,
     catching_up: bool,
+    /// Since when others may have led whose progress is not known here.
+    unsure_since: Option<Instant>,
+    asked_at: Instant,
     out: Option<Out>,
     /// When that was said which was confirmed last, and when it was.
     said_at: Option<(Hlc, Instant)>,
@@ -147,7 +157,11 @@ struct Work<'a, L> {
 /// What goes out while this node leads.
 struct Out {
     said: Pin<Box<dyn Stream<Item = Delivery> + Send>>,
-    flights: FuturesOrdered<BoxFuture<'static, Result<Sent, Trouble>>>,
+    flights: FuturesOrdered<BoxFuture<'static, (Sent, Result<(), Trouble>)>>,
+    /// What others have sent meanwhile.
+    elsewhere: Cursor,
+    /// Whether that may be more by now.
+    waits: bool,
     /// Confirmed or passed over, and not told yet.
     covered: Cursor,
     confirmed: usize,
@@ -170,7 +184,7 @@ pub enum End {
     Frozen,
 }
 
-/// An entry that the broker has confirmed.
+/// An entry that the broker was given.
 type Sent = (RunHash, crate::id::Seq, Hlc);
 
 /// What has happened.
@@ -182,7 +196,7 @@ enum Happened {
     Came(Result<Vec<Draft>, Trouble>),
     Kept(Result<u64, PublishError>),
     Said(Option<Delivery>),
-    Sent(Result<Sent, Trouble>),
+    Sent(Sent, Result<(), Trouble>),
     Told(Result<(), PublishError>),
 }
 
@@ -217,6 +231,8 @@ impl Session {
             untold: false,
             peer_up_at: Instant::now(),
             catching_up: false,
+            unsure_since: None,
+            asked_at: Instant::now(),
             out: None,
             said_at: None,
             looked_at: Instant::now(),
@@ -296,8 +312,12 @@ impl<L: Line> Work<'_, L> {
                 Happened::Event(Ok(Event::PeerUp(_))) => {
                     self.peer_up_at = Instant::now();
                     self.untold = true;
+                    self.be_unsure();
                 }
-                Happened::Event(Ok(Event::CatchUp { missing, .. })) => self.catching_up = missing > 0,
+                Happened::Event(Ok(Event::CatchUp { missing, .. })) => {
+                    self.catching_up = missing > 0;
+                    self.be_unsure();
+                }
                 Happened::Event(Ok(_)) => {}
                 // Who is still catching up says so again.
                 Happened::Event(Err(RecvError::Lagged(_))) => (self.untold, self.catching_up) = (true, false),
@@ -312,12 +332,21 @@ impl<L: Line> Work<'_, L> {
                     self.session.handle.metrics().bridge_received.inc_by(new);
                     self.line.kept().await?;
                 }
-                Happened::Said(Some(delivery)) => self.pass_on(delivery),
-                Happened::Sent(sent) => {
-                    let (run, seq, hlc) = sent?;
-                    self.status.sent += 1;
+                Happened::Said(Some(delivery)) => self.pass_on(delivery)?,
+                Happened::Sent((run, seq, hlc), answer) => {
+                    match answer {
+                        Ok(()) => {
+                            self.status.sent += 1;
+                            self.session.handle.metrics().bridge_sent.inc();
+                        }
+                        // The others are not held back by one that will never be taken.
+                        Err(trouble) if trouble.is_of_this_message() => {
+                            tracing::warn!("bridge {}: a message is not taken: {trouble}", self.session.name);
+                            self.session.handle.metrics().bridge_refused.inc();
+                        }
+                        Err(trouble) => return Err(trouble),
+                    }
                     self.said_at = Some((hlc, Instant::now()));
-                    self.session.handle.metrics().bridge_sent.inc();
                     if let Some(out) = &mut self.out {
                         out.confirm(run, seq, hlc);
                     }
@@ -343,34 +372,61 @@ impl<L: Line> Work<'_, L> {
         }
     }
 
-    /// Another node says what it does.
+    /// Another node says what it does, or how far it has come.
     fn hear(&mut self, message: &Message) {
+        let id = message.id;
+        if id.run == self.session.handle.info().run {
+            return;
+        }
         match Control::parse(&message.payload) {
-            Some(Control::Role { bridge, role })
-                if bridge == self.session.name && message.id.run != self.session.handle.info().run =>
-            {
-                self.untold |= self.election.hear(message.id.run, role);
+            Some(Control::Role { bridge, role }) if bridge == self.session.name => {
+                self.untold |= self.election.hear(id.run, id.seq, role);
+            }
+            Some(Control::Confirmed { bridge, .. } | Control::Begin { bridge, .. }) if bridge == self.session.name => {
+                self.be_unsure();
             }
             _ => {}
         }
     }
 
+    /// Nothing more goes out until it is known what others have sent.
+    fn be_unsure(&mut self) {
+        self.unsure_since.get_or_insert_with(Instant::now);
+        if let Some(out) = &mut self.out {
+            out.waits = true;
+        }
+    }
+
     /// Does what is due: stands, leads, and tells what is confirmed. Answers if another node is to lead in its place.
     async fn look_after(&mut self) -> Result<Option<End>, Trouble> {
-        let me = self.session.handle.info().run;
         let now = Instant::now();
         let quiet = now >= self.session.stands_at && now >= self.peer_up_at + QUIET && !self.catching_up;
         if self.stood_at.is_none() && quiet {
-            self.election.hear(me, Role::Standing);
+            self.election.be(Role::Standing);
             self.stood_at = Some(now);
             self.untold = true;
+        }
+        let sure = quiet || self.unsure_since.is_some_and(|since| now >= since + UNSURE_MAX);
+        if quiet {
+            self.unsure_since = None;
+        }
+        if let Some(out) = self.out.as_mut().filter(|out| out.waits && sure) {
+            let progress = self.session.handle.progress(&self.session.name).await;
+            out.elsewhere = progress.map_err(|error| unread(&error))?.unwrap_or_default();
+            out.waits = false;
+            self.unsure_since = None;
         }
         let Some(stood_at) = self.stood_at else { return Ok(None) };
         let peers = self.session.handle.peers();
         self.election.keep(|run| peers.iter().any(|peer| peer.run == *run && peer.state != PeerState::Down));
         match (self.out.is_some(), self.election.leads()) {
-            (false, true) if now >= stood_at + HEARS_WITHIN => self.lead().await?,
+            (false, true) if now >= stood_at + HEARS_WITHIN && sure => self.lead().await?,
             (true, false) => return Ok(Some(End::Replaced)),
+            (false, false) if now >= self.asked_at + ASK_EVERY => {
+                self.asked_at = now;
+                self.election.ask();
+                self.untold = true;
+            }
             _ => {}
         }
         if std::mem::take(&mut self.untold) {
@@ -389,7 +445,7 @@ impl<L: Line> Work<'_, L> {
 
     async fn lead(&mut self) -> Result<(), Trouble> {
         let Session { handle, name, from_start, .. } = self.session;
-        self.election.hear(handle.info().run, Role::Leading);
+        self.election.be(Role::Leading);
         self.session.say(Role::Leading).await?;
         let unread = |error: HistoryError| unread(&error);
         let mut progress = handle.progress(name).await.map_err(unread)?;
@@ -406,27 +462,34 @@ impl<L: Line> Work<'_, L> {
         self.out = Some(Out {
             said: Box::pin(said),
             flights: FuturesOrdered::new(),
+            elsewhere: Cursor::new(),
+            waits: false,
             covered: Cursor::new(),
             confirmed: 0,
             passed: 0,
             confirmed_at: now,
             telling: None,
             hashes: HashMap::new(),
-            whole_at: now + WHOLE_EVERY,
+            whole_at: now + WHOLE_FIRST,
         });
+        self.unsure_since = None;
         self.status.state = BridgeState::Active;
         tracing::info!("bridge {name}: this node leads");
         Ok(())
     }
 
     /// Gives an entry to the broker, if it is meant for it.
-    fn pass_on(&mut self, delivery: Delivery) {
-        let Some(out) = &mut self.out else { return };
+    fn pass_on(&mut self, delivery: Delivery) -> Result<(), Trouble> {
+        let Some(out) = &mut self.out else { return Ok(()) };
         let message = match delivery {
             Delivery::Message(message) => message,
-            Delivery::Gap(gap) => {
-                tracing::warn!("bridge {}: {} messages are missing ({:?})", self.session.name, gap.missing, gap.reason);
-                return;
+            // They are in the log, which is read again from where the bridge is.
+            Delivery::Gap(Gap { missing, reason: GapReason::Slow }) => {
+                return Err(Trouble::new(format!("{missing} messages could not be read")));
+            }
+            Delivery::Gap(Gap { missing, reason }) => {
+                tracing::warn!("bridge {}: {missing} messages are missing ({reason:?})", self.session.name);
+                return Ok(());
             }
         };
         let run = *out.hashes.entry(message.id.run).or_insert_with(|| message.id.run.hash());
@@ -434,19 +497,24 @@ impl<L: Line> Work<'_, L> {
         if !goes_out(&message, self.bare, self.session.relay) {
             out.covered.add(run, message.id.seq, message.id.seq, message.hlc);
             out.passed += usize::from(!message.room.is_control());
-            return;
+            return Ok(());
+        }
+        if out.elsewhere.covers(run, message.id.seq, message.hlc) {
+            return Ok(());
         }
         let confirmed = self.line.send(&message);
-        out.flights.push_back(Box::pin(async move { confirmed.await.map(|()| sent) }));
+        out.flights.push_back(Box::pin(async move { (sent, confirmed.await) }));
+        Ok(())
     }
 
-    /// Lets go of the connection. If all is well what is on its way is waited for.
+    /// Lets go of the connection. If all is well what is on its way is waited for; else nothing more may happen over it.
     async fn end(self, well: bool) {
-        let Work { session, mut line, mut out, intake, .. } = self;
-        if well {
+        let Work { session, line, mut out, intake, .. } = self;
+        let mut line = Some(line).filter(|_| well);
+        if let Some(line) = &mut line {
             let last = async {
                 while let Some(out) = &mut out
-                    && let Some(Ok((run, seq, hlc))) = out.flights.next().await
+                    && let Some(((run, seq, hlc), Ok(()))) = out.flights.next().await
                 {
                     out.confirm(run, seq, hlc);
                 }
@@ -464,7 +532,9 @@ impl<L: Line> Work<'_, L> {
             let _ = session.tell(&covered).await;
         }
         let _ = session.say(Role::Gone).await;
-        line.close().await;
+        if let Some(line) = line {
+            line.close().await;
+        }
     }
 }
 
@@ -501,8 +571,8 @@ impl Out {
                 let _ = timeout(REPLICATED_WITHIN, handle.replicated(told.id, 1)).await;
             }
             if let Some(covered) = handle.progress(&bridge).await.ok().flatten().filter(|_| whole) {
-                handle.tell(&Control::Begin { bridge: bridge.clone(), covered: Cursor::new() }).await?;
-                handle.tell(&Control::Confirmed { bridge, covered }).await?;
+                handle.tell(&Control::Confirmed { bridge: bridge.clone(), covered }).await?;
+                handle.tell(&Control::Begin { bridge, covered: Cursor::new() }).await?;
             }
             Ok(())
         };
@@ -538,7 +608,7 @@ async fn kept(intake: &mut Option<BoxFuture<'static, Result<u64, PublishError>>>
 /// What happens next on the way out.
 async fn out(out: &mut Option<Out>) -> Happened {
     let Some(out) = out else { return pending().await };
-    let room = out.beyond() < OUT_MAX;
+    let room = out.beyond() < OUT_MAX && !out.waits;
     let Out { said, flights, telling, .. } = out;
     let told = async {
         match telling {
@@ -549,7 +619,7 @@ async fn out(out: &mut Option<Out>) -> Happened {
     tokio::select! {
         biased;
         told = told => Happened::Told(told),
-        Some(sent) = flights.next(), if !flights.is_empty() => Happened::Sent(sent),
+        Some((sent, answer)) = flights.next(), if !flights.is_empty() => Happened::Sent(sent, answer),
         said = said.next(), if room => Happened::Said(said),
     }
 }

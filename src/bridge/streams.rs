@@ -6,11 +6,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::{BoxFuture, pending};
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, RedisResult, Value};
+use redis::{AsyncConnectionConfig, RedisError, RedisResult, Value};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -23,8 +24,15 @@ use crate::metrics::count;
 
 /// What all nodes of a mesh are called in their group.
 const CONSUMER: &str = "hubless";
-/// Entries taken at a time.
+/// Entries of a stream taken at a time: first few, then more as long as an answer is small and comes in time.
+const TOGETHER_FIRST: usize = 8;
 const TOGETHER_MAX: usize = 128;
+/// A larger answer is not small, in bytes.
+const ANSWER_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// How long an answer with entries may take.
+const ENTRIES_WAIT: Duration = Duration::from_secs(20);
+/// How often what was given and not acknowledged is taken again: another node may have been given it as it ended.
+const AGAIN_EVERY: Duration = Duration::from_secs(30);
 /// How long Redis may wait for an entry before it says that there is none, in milliseconds.
 const BLOCK_MS: usize = 1_000;
 /// How often it is looked for streams of rooms that are new.
@@ -42,9 +50,16 @@ pub struct Streams {
     pub target: Target,
     /// The stream of the lobby; those of other rooms have a dot and the room behind that.
     pub stream: String,
+    /// How many entries are taken at a time, over one connection after the other.
+    together: Arc<AtomicUsize>,
 }
 
 impl Streams {
+    /// The streams of that name at that server.
+    pub fn new(target: Target, stream: impl Into<String>) -> Streams {
+        Streams { target, stream: stream.into(), together: Arc::new(AtomicUsize::new(TOGETHER_FIRST)) }
+    }
+
     fn of(&self, room: &Room) -> String {
         if *room == Room::lobby() { self.stream.clone() } else { format!("{}.{room}", self.stream) }
     }
@@ -57,11 +72,27 @@ impl Streams {
         }
     }
 
-    async fn open(&self) -> Result<MultiplexedConnection, Trouble> {
-        let wait = Some(ANSWER_WAIT);
-        let config = AsyncConnectionConfig::new().set_connection_timeout(wait).set_response_timeout(wait);
-        let client = Client::open(self.target.info.clone())?;
-        Ok(client.get_multiplexed_async_connection_with_config(&config).await?)
+    /// Connects to the server that has the streams.
+    async fn open(&self, answer_wait: Duration) -> Result<MultiplexedConnection, Trouble> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(ANSWER_WAIT))
+            .set_response_timeout(Some(answer_wait));
+        let mut redis = self.target.open(&config).await?;
+        let mut info = redis::cmd("INFO");
+        // Whoever may not ask this has no Cluster.
+        let cluster: String = info.arg("cluster").query_async(&mut redis).await.unwrap_or_default();
+        if !cluster.contains("cluster_enabled:1") {
+            return Ok(redis);
+        }
+        if !has_hash_tag(&self.stream) {
+            return Err(Trouble::new("in a Redis Cluster, the streams of all rooms have to be on one server")
+                .hint(Some("give the stream a hash tag: --redis-stream '{chat_stream}'")));
+        }
+        let known: RedisResult<usize> = redis::cmd("XLEN").arg(&self.stream).query_async(&mut redis).await;
+        match known.as_ref().err().and_then(RedisError::redirect_node) {
+            Some((address, _)) => self.target.open_at(address, &config).await,
+            None => Ok(redis),
+        }
     }
 
     /// Connects, and answers in words what is there.
@@ -69,10 +100,16 @@ impl Streams {
     /// # Errors
     /// [`Trouble`].
     pub async fn check(&self) -> Result<String, Trouble> {
-        let mut redis = self.open().await?;
+        let mut redis = self.open(ANSWER_WAIT).await?;
         let length: usize = redis::cmd("XLEN").arg(&self.stream).query_async(&mut redis).await?;
         Ok(format!("Redis {}, whose stream {} has {length} entries", version(&mut redis).await, self.stream))
     }
+}
+
+/// Whether all streams whose names begin so are on one server of a Cluster.
+fn has_hash_tag(stream: &str) -> bool {
+    let tag = stream.split_once('{').and_then(|(_, rest)| rest.split_once('}'));
+    tag.is_some_and(|(tag, _)| !tag.is_empty())
 }
 
 impl Broker for Streams {
@@ -85,7 +122,7 @@ impl Broker for Streams {
     }
 
     async fn connect(&self, handle: &Handle) -> Result<Connection, Trouble> {
-        let redis = self.open().await?;
+        let redis = self.open(ANSWER_WAIT).await?;
         let (commands, alive) = (Commands::new(redis.clone()), watch(redis));
         let (streams, handle) = (self.clone(), handle.clone());
         Ok(Connection { streams, handle, commands, alive, source: None, given: BTreeMap::new() })
@@ -159,12 +196,13 @@ impl Line for Connection {
     async fn listen(&mut self, place: Place) -> Result<(), Trouble> {
         let group = format!("hubless.{}.{}", place.mesh, place.site);
         let mut reader = Reader {
-            redis: self.streams.open().await?,
+            redis: self.streams.open(ENTRIES_WAIT).await?,
             streams: self.streams.clone(),
             group: group.clone(),
             known: BTreeSet::new(),
             again: Vec::new(),
-            looked_at: Instant::now(),
+            again_at: Instant::now() + AGAIN_EVERY,
+            look_at: Instant::now(),
         };
         reader.begin().await?;
         let (give, came) = mpsc::channel(1);
@@ -215,10 +253,14 @@ impl Line for Connection {
 
     async fn kept(&mut self) -> Result<(), Trouble> {
         let Some(Source { group, .. }) = &self.source else { return Ok(()) };
+        let mut acknowledged = Vec::new();
         for (stream, ids) in std::mem::take(&mut self.given) {
             let mut ack = redis::cmd("XACK");
             ack.arg(&*stream).arg(group).arg(ids);
-            self.commands.send(ack).await?;
+            acknowledged.push(self.commands.send(ack));
+        }
+        for acknowledged in acknowledged {
+            acknowledged.await?;
         }
         Ok(())
     }
@@ -234,7 +276,9 @@ struct Reader {
     known: BTreeSet<Arc<str>>,
     /// Streams of which there may be entries that were given and not acknowledged, behind this id.
     again: Vec<(Arc<str>, String)>,
-    looked_at: Instant,
+    again_at: Instant,
+    /// When streams of new rooms are looked for.
+    look_at: Instant,
 }
 
 /// What Redis answers: entries by stream, of which those that were trimmed have no fields any more.
@@ -255,7 +299,7 @@ impl Reader {
 
     /// Streams of rooms that are not read yet.
     async fn unknown(&mut self) -> Result<Vec<String>, Trouble> {
-        self.looked_at = Instant::now();
+        let began = Instant::now();
         let (mut found, mut cursor) = (Vec::new(), 0_u64);
         loop {
             let mut scan = redis::cmd("SCAN");
@@ -265,6 +309,8 @@ impl Reader {
             let names = keys.into_iter().filter_map(|key| String::from_utf8(key).ok());
             found.extend(names.filter(|name| self.streams.room(name).is_some() && !self.known.contains(&**name)));
             if next == 0 {
+                // Among millions of keys that takes long; it shall not be all that is done.
+                self.look_at = Instant::now() + LOOK_EVERY.max(began.elapsed() * 20);
                 return Ok(found);
             }
             cursor = next;
@@ -290,25 +336,39 @@ impl Reader {
 
     /// The next entries: first those that were given before and not acknowledged. May answer none.
     async fn take(&mut self) -> Result<Vec<Given>, Trouble> {
-        if self.looked_at.elapsed() >= LOOK_EVERY {
+        let now = Instant::now();
+        if now >= self.again_at {
+            self.again_at = now + AGAIN_EVERY;
+            self.again = self.known.iter().map(|stream| (stream.clone(), "0".into())).collect();
+        }
+        if now >= self.look_at {
             for stream in self.unknown().await? {
                 self.join(&stream, FROM_THE_FIRST).await?;
             }
         }
+        let together = self.streams.together.load(Ordering::Relaxed);
         let mut read = redis::cmd("XREADGROUP");
-        read.arg("GROUP").arg(&self.group).arg(CONSUMER).arg("COUNT").arg(TOGETHER_MAX);
-        if let Some((stream, from)) = self.again.pop() {
-            read.arg("STREAMS").arg(&*stream).arg(from);
-            let given = given(read.query_async(&mut self.redis).await?);
-            if let Some(last) = given.last() {
-                self.again.push((stream, last.id.clone()));
+        read.arg("GROUP").arg(&self.group).arg(CONSUMER).arg("COUNT").arg(together);
+        let again = self.again.pop();
+        match &again {
+            Some((stream, from)) => _ = read.arg("STREAMS").arg(&**stream).arg(from),
+            None => {
+                read.arg("BLOCK").arg(BLOCK_MS).arg("STREAMS");
+                self.known.iter().for_each(|stream| _ = read.arg(&**stream));
+                self.known.iter().for_each(|_| _ = read.arg(">"));
             }
-            return Ok(given);
         }
-        read.arg("BLOCK").arg(BLOCK_MS).arg("STREAMS");
-        self.known.iter().for_each(|stream| _ = read.arg(&**stream));
-        self.known.iter().for_each(|_| _ = read.arg(">"));
-        Ok(given(read.query_async(&mut self.redis).await?))
+        let answer: RedisResult<Answer> = read.query_async(&mut self.redis).await;
+        let given = answer.map(given);
+        let bytes = |given: &[Given]| given.iter().flat_map(|given| given.fields.values()).map(Vec::len).sum::<usize>();
+        let large = given.as_ref().map_or(true, |given| bytes(given) > ANSWER_BYTES_MAX);
+        let next = if large { together / 2 } else { together * 2 };
+        self.streams.together.store(next.clamp(1, TOGETHER_MAX), Ordering::Relaxed);
+        let given = given?;
+        if let Some(((stream, _), last)) = again.zip(given.last()) {
+            self.again.push((stream, last.id.clone()));
+        }
+        Ok(given)
     }
 }
 
@@ -331,7 +391,7 @@ mod tests {
 
     #[test]
     fn streams_stand_for_rooms() {
-        let streams = Streams { target: "redis://localhost".parse().unwrap(), stream: "chat_stream".into() };
+        let streams = Streams::new("redis://localhost".parse().unwrap(), "chat_stream");
         for (stream, room) in [
             ("chat_stream", Some("lobby")),
             ("chat_stream.nodejs", Some("nodejs")),
@@ -344,5 +404,8 @@ mod tests {
             assert_eq!(streams.room(stream).as_ref().map(Room::as_str), room, "{stream}");
         }
         assert_eq!(streams.of(&Room::new("a.b").unwrap()), "chat_stream.a.b");
+        for (stream, tagged) in [("{chat}", true), ("a{b}c", true), ("chat", false), ("{}", false), ("}{", false)] {
+            assert_eq!(has_hash_tag(stream), tagged, "{stream}");
+        }
     }
 }

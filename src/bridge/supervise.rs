@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::session::{Broker, End, Session};
 use crate::error::PublishError;
 use crate::handle::{BridgeState, BridgeStatus, Draft, Handle};
 use crate::metrics::count;
+use crate::replica::control::is_site;
 
 /// Pauses between tries to reach a broker, doubling.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
@@ -27,6 +28,24 @@ pub struct Options {
     pub site: Option<String>,
     /// Whether a bridge that is new to its mesh begins with the oldest message there is, not with the next one.
     pub from_start: bool,
+}
+
+impl Options {
+    /// What is wrong with the names in it, if anything. A bridge that is started all the same does nothing but say so.
+    ///
+    /// # Errors
+    /// It in words.
+    pub fn check(&self) -> Result<(), String> {
+        if self.site.as_ref().is_some_and(|site| !is_site(site)) {
+            return Err("the word of a site is made of 1 to 64 of A-Z a-z 0-9 . _ -".into());
+        }
+        match &self.target {
+            #[cfg(feature = "amqp")]
+            Target::Amqp(exchange) => exchange.check_names(),
+            #[cfg(feature = "redis")]
+            Target::Redis(_) | Target::Streams(_) => Ok(()),
+        }
+    }
 }
 
 /// A broker, and how it is spoken to.
@@ -79,11 +98,21 @@ impl fmt::Display for Target {
 pub struct Trouble {
     message: String,
     hint: Option<&'static str>,
+    of_message: bool,
 }
 
 impl Trouble {
     pub(super) fn new(message: impl Into<String>) -> Trouble {
-        Trouble { message: message.into(), hint: None }
+        Trouble { message: message.into(), hint: None, of_message: false }
+    }
+
+    /// It will be the same whenever this message comes again, and is no matter of the others.
+    pub(super) fn of_message(self) -> Trouble {
+        Trouble { of_message: true, ..self }
+    }
+
+    pub(super) fn is_of_this_message(&self) -> bool {
+        self.of_message
     }
 
     pub(super) fn hint(self, hint: Option<&'static str>) -> Trouble {
@@ -142,7 +171,11 @@ async fn supervise<B: Broker>(handle: Handle, broker: B, options: Options, mut s
         (status.state, status.trouble) =
             (BridgeState::Connecting, told.as_ref().map(|told: &Trouble| told.to_string().into()));
         handle.tell_bridge(status.clone());
-        let ended = session.run(&broker, &mut status, &mut stopped).await;
+        let began = Instant::now();
+        let ended = match options.check() {
+            Ok(()) => session.run(&broker, &mut status, &mut stopped).await,
+            Err(wrong) => Err(Trouble::new(wrong)),
+        };
         let trouble = match ended {
             Ok(End::Stopped) => break,
             Ok(end @ (End::Replaced | End::Frozen)) => {
@@ -156,7 +189,8 @@ async fn supervise<B: Broker>(handle: Handle, broker: B, options: Options, mut s
         if handle.peers_changed().has_changed().is_err() {
             break;
         }
-        if status.state != BridgeState::Connecting {
+        // One that breaks off again and again is not to be tried ever faster.
+        if began.elapsed() >= BACK_OFF.1 {
             (told, pause) = (None, BACK_OFF.0);
         }
         // What is said once does not become truer.

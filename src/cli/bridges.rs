@@ -17,7 +17,8 @@ use super::{Failure, Outcome};
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Bridges")]
 pub struct BridgeOptions {
-    /// A Redis server: redis://[[USER]:PASSWORD@]HOST[:PORT]
+    /// A Redis server, or servers of a Cluster: redis://[[USER]:PASSWORD@]HOST[:PORT][,HOST…]; one that Sentinel names:
+    /// redis+sentinel://[[USER]:PASSWORD@]HOST[,HOST…]/SERVICE; with TLS rediss://
     // As text: an error of the parser would show the password in it.
     #[arg(long, value_name = "URL")]
     pub redis: Option<String>,
@@ -84,7 +85,7 @@ impl BridgeOptions {
         if let Some(url) = &self.redis {
             let target = url.parse().map_err(|error| format!("--redis: {error}"))?;
             targets.push(match &*self.redis_mode {
-                "streams" => Target::Streams(Streams { target, stream: self.redis_stream.clone() }),
+                "streams" => Target::Streams(Streams::new(target, &self.redis_stream)),
                 _ => {
                     let (lobby, prefix) = (self.redis_channel.clone(), self.redis_room_prefix.clone());
                     Target::Redis(Channels { target, lobby, prefix })
@@ -103,10 +104,10 @@ impl BridgeOptions {
         }
         let (relay, from_start) = (self.relay, self.bridge_from == "start");
         let site = &self.site;
-        Ok(targets
-            .into_iter()
-            .map(|target| bridge::Options { target, relay, site: site.clone(), from_start })
-            .collect())
+        let options = |target| bridge::Options { target, relay, site: site.clone(), from_start };
+        let wanted: Vec<bridge::Options> = targets.into_iter().map(options).collect();
+        wanted.iter().try_for_each(bridge::Options::check)?;
+        Ok(wanted)
     }
 }
 

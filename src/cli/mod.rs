@@ -207,7 +207,13 @@ fn log(options: &LogOptions) {
         (_, 2) => "info,hubless=debug",
         _ => "debug,hubless=trace",
     };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    // At TRACE these show whole frames, the one with the password among them.
+    for quiet in ["lapin=debug", "amq_protocol=debug"] {
+        if let Ok(directive) = quiet.parse() {
+            filter = filter.add_directive(directive);
+        }
+    }
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)

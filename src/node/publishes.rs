@@ -92,14 +92,20 @@ impl Loop {
             let _ = submission.reply.send(Err(error));
             return;
         }
-        let mut drafts = submission.drafts;
-        let mut bytes: usize = drafts.iter().map(|draft| draft.payload.len()).sum();
-        let mut replies = vec![(drafts.len(), submission.reply)];
-        while bytes < ROUND_BYTES_MAX {
-            let Ok(next) = self.inbox.publish.try_recv() else { break };
-            bytes += next.drafts.iter().map(|draft| draft.payload.len()).sum::<usize>();
-            replies.push((next.drafts.len(), next.reply));
-            drafts.extend(next.drafts);
+        let (mut drafts, mut replies) = (Vec::new(), Vec::new());
+        let mut bytes = 0;
+        let mut next = Some(submission);
+        while let Some(Submission { drafts: said, reply }) = next {
+            // Of one alone it is known without looking twice.
+            if said.len() > 1 && self.replica.clashes(&drafts, &said) {
+                // As above.
+                let _ = reply.send(Err(PublishError::KeyReused));
+            } else {
+                bytes += said.iter().map(|draft| draft.payload.len()).sum::<usize>();
+                replies.push((said.len(), reply));
+                drafts.extend(said);
+            }
+            next = if bytes < ROUND_BYTES_MAX { self.inbox.publish.try_recv().ok() } else { None };
         }
         let total = drafts.len();
         let published = self.replica.publish(now(self.started), drafts);
@@ -115,7 +121,6 @@ impl Loop {
             }
         });
         for (count, reply) in replies {
-            // All are taken, also behind one that failed: each has its place in the row.
             let answer: Vec<Result<Published, PublishError>> = answers.by_ref().take(count).collect();
             let answer: Answer = answer.into_iter().collect();
             let Some(log) = &self.log else {

@@ -16,7 +16,9 @@ use crate::replica::clock::Hlc;
 const MIME: &str = "application/x-hubless-control";
 /// Bridges of which a log remembers the progress.
 pub const BRIDGES_MAX: usize = 64;
-/// The longest name of a bridge or word of a site, in bytes.
+/// The longest word of a site, in bytes.
+pub const SITE_BYTES_MAX: usize = 64;
+/// The longest name of a bridge, in bytes.
 pub const NAME_BYTES_MAX: usize = 256;
 /// A cursor in a control entry takes at most this, in bytes.
 pub const COVERED_BYTES_MAX: usize = 64 * 1024;
@@ -104,10 +106,16 @@ impl Control {
                 Control::Begin { bridge: name(bridge)?, covered: Cursor::from_bytes(covered).ok()? }
             }
             Wire::Role { bridge, role } => Control::Role { bridge: name(bridge)?, role },
-            Wire::Site(word) => Control::Site(name(word)?),
+            Wire::Site(word) => Control::Site(is_site(word).then(|| word.into())?),
         };
         Some(control)
     }
+}
+
+/// Whether this can be the word of a site: it is part of the names of queues, and of paths that commas separate.
+pub fn is_site(word: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    (1..=SITE_BYTES_MAX).contains(&word.len()) && word.bytes().all(plain)
 }
 
 /// How far a bridge has come: the same in every log that holds the same entries, whatever order they came in.
@@ -216,8 +224,9 @@ mod tests {
             let longer = Payload::Data { mime: MIME.into(), data: [&data[..], &[0]].concat().into() };
             assert_eq!(Control::parse(&longer), None);
         }
-        assert_eq!(Control::parse(&Control::Site("".into()).payload()), None);
-        assert_eq!(Control::parse(&Control::Site("x".repeat(300).into()).payload()), None);
+        for bad in ["", "a,b", "a/b", "ü", &"x".repeat(65)] {
+            assert_eq!(Control::parse(&Control::Site(bad.into()).payload()), None, "{bad}");
+        }
     }
 
     #[test]

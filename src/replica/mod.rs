@@ -259,6 +259,22 @@ impl Replica {
         Published { first: EntryId { run: self.me, seq: sent.next() }, count: fresh.len() as u64, known }
     }
 
+    /// Whether one of `drafts`, said after `before`, has the key of another text.
+    pub fn clashes(&self, before: &[Draft], drafts: &[Draft]) -> bool {
+        if drafts.iter().all(|draft| draft.key.is_none()) {
+            return false;
+        }
+        let mut said: HashMap<Key, &Draft> = HashMap::new();
+        for draft in before {
+            draft.key.map(|key| *said.entry(key).or_insert(draft));
+        }
+        drafts.iter().any(|draft| {
+            let Some(key) = draft.key else { return false };
+            let known = self.window.find(&key).is_some_and(|id| matches!(self.compare(id, draft), KnownKey::Other(_)));
+            known || !says_the_same(said.entry(key).or_insert(draft), draft)
+        })
+    }
+
     /// Takes note of something that happened.
     pub fn handle(&mut self, now: Now, input: Input) {
         match input {

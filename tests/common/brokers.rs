@@ -24,9 +24,45 @@ pub struct Redis {
 impl Redis {
     /// Starts one and waits until it serves.
     pub fn start() -> Redis {
+        Redis::start_with(&[])
+    }
+
+    /// The same, with further options.
+    pub fn start_with(options: &[&str]) -> Redis {
         let mut redis = Redis { folder: TempDir::with_prefix("hlrd").unwrap(), server: None, port: free_port() };
-        redis.start_again(&[]);
+        redis.start_again(options);
         redis
+    }
+
+    /// A Sentinel that watches the primary at `port` under the name `main`, alone, and acts within a second.
+    pub fn sentinel(port: u16) -> Redis {
+        let folder = TempDir::with_prefix("hlrd").unwrap();
+        let config = folder.path().join("sentinel.conf");
+        let lines = [
+            format!("sentinel monitor main 127.0.0.1 {port} 1"),
+            "sentinel down-after-milliseconds main 500".into(),
+            "sentinel failover-timeout main 3000".into(),
+        ];
+        std::fs::write(&config, lines.join("\n")).unwrap();
+        let mut redis = Redis { folder, server: None, port: free_port() };
+        let mut server = Command::new("redis-server");
+        server.arg(config).args(["--sentinel", "--bind", "127.0.0.1", "--port", &redis.port.to_string()]);
+        redis.spawn(server);
+        redis
+    }
+
+    /// So many servers that are one Cluster.
+    pub fn cluster(servers: usize) -> Vec<Redis> {
+        let server = |_| Redis::start_with(&["--cluster-enabled", "yes", "--cluster-port", &free_port().to_string()]);
+        let servers: Vec<Redis> = (0..servers).map(server).collect();
+        let addresses: Vec<String> = servers.iter().map(|server| format!("127.0.0.1:{}", server.port)).collect();
+        let create = ["--cluster", "create", "--cluster-yes"].map(String::from);
+        let made = Command::new("redis-cli").args(create.iter().chain(&addresses)).output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stdout));
+        eventually(PATIENCE, "the Cluster is one", || {
+            servers.iter().all(|server| server.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok"))
+        });
+        servers
     }
 
     /// Starts it anew, with further options.
@@ -34,7 +70,12 @@ impl Redis {
         assert!(self.server.is_none());
         let mut server = Command::new("redis-server");
         server.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
-        server.arg("--dir").arg(self.folder.path()).args(options).stdin(Stdio::null()).stdout(Stdio::null());
+        server.arg("--dir").arg(self.folder.path()).args(options);
+        self.spawn(server);
+    }
+
+    fn spawn(&mut self, mut server: Command) {
+        server.stdin(Stdio::null()).stdout(Stdio::null());
         self.server = Some(server.spawn().expect("Redis is there: `make setup`"));
         eventually(PATIENCE, "Redis serves", || {
             let answer = self.cli(&["PING"]);
