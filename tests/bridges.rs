@@ -5,6 +5,8 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use common::brokers::{Certificate, Foreign, Redis};
@@ -14,7 +16,7 @@ use common::log::same_logs;
 use common::mesh::{Member, Mesh};
 use common::rabbit::Rabbit;
 use common::soak::{self, Claim};
-use common::{Home, Hubless, Place, elapse, eventually, free_port, one_at_a_time};
+use common::{Home, Hubless, Place, elapse, eventually, free_port, one_at_a_time, python};
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -120,6 +122,28 @@ fn amqp_clients_and_nodes_hear_each_other_once() {
 }
 
 #[test]
+fn messages_that_break_amqp_stop_nobody() {
+    let _alone = one_at_a_time();
+    let rabbit = Rabbit::start();
+    let mesh = bridged(&["a"], &["--amqp", &rabbit.url()]);
+    let clients = Foreign::start(&["amqp", &rabbit.url(), "chat", "fanout", "foreign"]);
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop/amqp_hostile.py");
+    let mut expected = Vec::new();
+    for case in ["message-id", "content-type", "app-id", "routing-key", "header-name", "header-depth"] {
+        let sent = python().arg(&script).args([&rabbit.url(), "chat", case]).output().unwrap();
+        assert!(sent.status.success(), "{case}: {}", String::from_utf8_lossy(&sent.stderr));
+        clients.say("chat", &[&format!("after {case}")]);
+        expected.extend([case.to_string(), format!("after {case}")]);
+        eventually(PATIENCE, case, || lobby(&mesh.0[0]) == expected);
+    }
+    // The stock client may have ended over them.
+    eventually(PATIENCE, "all of it is acknowledged", || {
+        let queues = rabbit.ctl(&["list_queues", "--no-table-headers", "name", "messages"]).unwrap();
+        queues.lines().any(|queue| queue.starts_with("hubless.default.") && queue.ends_with("\t0"))
+    });
+}
+
+#[test]
 fn queues_are_named_bound_and_live_as_told() {
     let _alone = one_at_a_time();
     let rabbit = Rabbit::start();
@@ -129,6 +153,14 @@ fn queues_are_named_bound_and_live_as_told() {
     // A queue of its own name for a mesh of a named site, which also gets what is no chat.
     let mesh = bridged(&["a"], &[&options[..], &["--site", "attic", "--amqp-bind", "alarms.#"]].concat());
     assert!(queues().contains("hubless.default.attic\ttrue\tfalse"), "{}", queues());
+    // However much is logged, a password is not, neither as text nor as numbers.
+    let refused = format!("amqp://guest:sesame@127.0.0.1:{}", rabbit.port);
+    let mut check = mesh.0[0].command(&["check", "--amqp", &refused]);
+    let output = check.env("RUST_LOG", "trace").output().unwrap();
+    let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    let numbers = format!("{:?}", "sesame".as_bytes());
+    assert!(said.contains("FAILED") && said.contains("check its name, password"), "{said}");
+    assert!(!said.contains("sesame") && !said.contains(numbers.trim_matches(['[', ']'])), "{said}");
     clients.say("alarms.fire", &["an alarm"]);
     clients.say("elsewhere", &["not for us"]);
     clients.say("chat.ops", &["in a room"]);
@@ -199,6 +231,14 @@ fn clients_of_redis_streams_and_nodes_hear_each_other_once() {
     let left = redis.cli(&["XINFO", "GROUPS", "chat_stream"]);
     let pending = left.lines().skip_while(|line| *line != "pending").nth(1);
     assert_eq!(pending, Some("0"), "all is acknowledged: {left}");
+
+    // Where a room's name is taken, that room alone is not sent.
+    redis.cli(&["SET", "chat_stream.taken", "by something else"]);
+    say(&mesh.0[0], "taken", "not taken");
+    mesh.0[0].say("after that");
+    eventually(PATIENCE, "the others are sent", || clients.texts("after that").len() == 1);
+    let leader = &mesh.0[leader(&mesh)];
+    eventually(PATIENCE, "it is counted", || leader.metric("bridge_refused") == 1);
 }
 
 #[test]
@@ -302,6 +342,41 @@ fn both_ways(what: &'static str, kills: usize, options: &[&str], clients: &Forei
         claim.times_ms("hand_over_ms", hand_over_ms);
     }
     assert!(doubles <= kills * OUT_MAX, "{doubles} doubles");
+}
+
+#[test]
+fn leaders_that_meet_do_not_send_what_the_other_has_sent() {
+    let _alone = one_at_a_time();
+    let redis = Redis::start();
+    let url = redis.url();
+    let options = ["--redis", &url, "--redis-mode", "streams", "--site", "attic"];
+    let count = soak::count(300, 2_000);
+    let mut claim = Claim::new("bridges: leaders that meet", 2 * count);
+    // They know nothing of each other until somebody is where one of them looks.
+    let (mut a, mut b, door) = (Member::new("a").args(&options), Member::new("b").args(&options), free_port());
+    a.spawn(&[]);
+    b.spawn(&[format!("127.0.0.1:{door}")]);
+    for node in [&a, &b] {
+        eventually(PATIENCE, "each leads", || state(node) == "active");
+    }
+    let sent = || redis.cli(&["XLEN", "chat_stream"]).trim().parse::<usize>().unwrap();
+    for node in [&a, &b] {
+        publish_each(node, count, |number| json!({ "text": format!("{} {number}", node.name()) }), |_| None::<()>);
+    }
+    eventually(PATIENCE, "each has sent its own", || sent() == 2 * count);
+    forward(door, a.seed());
+    let both = Mesh(vec![a, b]);
+    both.all_up();
+    for node in &both.0 {
+        eventually(PATIENCE, "each has what the other said", || node.messages() == 2 * count as u64);
+    }
+    let leading = || both.0.iter().filter(|node| state(node) == "active").count();
+    eventually(PATIENCE, "one of them leads", || leading() == 1);
+    both.0.iter().for_each(|node| drop(node.say("together")));
+    eventually(PATIENCE, "what is said afterwards is sent", || sent() >= 2 * count + 2);
+    elapse(Duration::from_secs(3));
+    claim.measured("doubled", sent() - 2 * count - 2);
+    assert_eq!(sent(), 2 * count + 2, "nothing is sent twice");
 }
 
 #[test]
@@ -628,6 +703,23 @@ fn bare_texts_go_no_further_than_one_bridge_unless_told_and_never_round() {
     eventually(PATIENCE, "it is relayed", || exchange.texts("bare and relayed").len() == 1);
     assert_eq!(channels.texts("bare and relayed").len(), 1, "not back to the channels");
     drop(relaying);
+}
+
+/// Carries what comes to a port of loopback to `target`, from now on.
+fn forward(port: u16, target: String) {
+    let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    std::thread::spawn(move || {
+        for caller in listener.incoming().map_while(Result::ok) {
+            let Ok(callee) = TcpStream::connect(&target) else { continue };
+            for (mut from, mut to) in [(caller.try_clone().unwrap(), callee.try_clone().unwrap()), (callee, caller)] {
+                std::thread::spawn(move || {
+                    // Either end may go at any time.
+                    let _ = std::io::copy(&mut from, &mut to);
+                    let _ = to.shutdown(Shutdown::Both);
+                });
+            }
+        }
+    });
 }
 
 /// Nodes that offer a bridge, up to each other, one of them active.

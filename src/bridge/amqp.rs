@@ -31,7 +31,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::session::{Broker, Line, Place};
-use super::{GUEST, TOPIC, Trouble};
+use super::{GUEST, TOPIC, Trouble, amqp_sieve};
 use crate::handle::{Draft, Handle, Message, NAME_BYTES_MAX, PAYLOAD_BYTES_MAX, Via};
 use crate::id::{Key, Room};
 use crate::metrics::count;
@@ -140,8 +140,7 @@ impl Target {
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         let mut uri = self.0.clone();
         uri.query.heartbeat.get_or_insert(HEARTBEAT_SECS);
-        let connection = Connection::connect_uri(uri, properties);
-        let connected = timeout(CONNECT_WAIT, connection).await;
+        let connected = timeout(CONNECT_WAIT, amqp_sieve::connect(uri, properties)).await;
         Ok(connected.map_err(|_| Trouble::new("the broker does not answer"))??)
     }
 }

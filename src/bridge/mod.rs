@@ -5,6 +5,8 @@
 
 #[cfg(feature = "amqp")]
 pub mod amqp;
+#[cfg(feature = "amqp")]
+mod amqp_sieve;
 #[cfg(any(feature = "amqp", feature = "redis"))]
 mod election;
 #[cfg(feature = "amqp")]

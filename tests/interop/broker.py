@@ -16,7 +16,7 @@ OUT = threading.Lock()
 
 def say(**fields):
     with OUT:
-        print(json.dumps(fields), flush=True)
+        print(json.dumps(fields, default=repr), flush=True)
 
 
 def body(text):
@@ -94,7 +94,7 @@ def amqp_main(url, exchange, kind, queue):
                 declare(channel)
                 say(listening=True)
                 for method, properties, data in channel.consume(queue):
-                    headers = {name: value for name, value in (properties.headers or {}).items()}
+                    headers = {str(name): value for name, value in (properties.headers or {}).items()}
                     say(text=data.decode(errors="replace"), to=method.routing_key, id=properties.message_id,
                         headers=headers, mode=properties.delivery_mode, kind=properties.content_type,
                         app=properties.app_id, at=properties.timestamp)
