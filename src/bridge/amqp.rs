@@ -412,7 +412,9 @@ impl Line for Connected {
         let mut give = move || {
             let (done, answer) = oneshot::channel();
             let (key, text, properties) = (key.clone(), text.clone(), properties.clone());
-            out.send(Publish { key, text, properties, bind: bind.take(), done }).map(|()| answer)
+            // A connection that has ended drops the question, which says so.
+            let _ = out.send(Publish { key, text, properties, bind: bind.take(), done });
+            answer
         };
         let mut given = give();
         let ended = || Trouble::new("the connection has ended");
@@ -420,7 +422,7 @@ impl Line for Connected {
             // It is said again by itself when a queue could not take it: others have it.
             let mut pauses = NACKED_AGAIN_MS.map(Duration::from_millis).into_iter();
             loop {
-                match given.map_err(|_| ended())?.await.map_err(|_| ended())??.await? {
+                match given.await.map_err(|_| ended())??.await? {
                     // One that fits no queue has come as far as it can.
                     Confirmation::Ack(_) | Confirmation::NotRequested => return Ok(()),
                     Confirmation::Nack(_) => {
