@@ -701,6 +701,10 @@ fn bare_texts_go_no_further_than_one_bridge_unless_told_and_never_round() {
     let relaying = bridged(&["e", "f"], &[&options[..], &["--relay"]].concat());
     channels.say("chat_messages", &["bare and relayed"]);
     eventually(PATIENCE, "it is relayed", || exchange.texts("bare and relayed").len() == 1);
+    // What would come back comes before what is said later.
+    channels.say("chat_messages", &["said later"]);
+    eventually(PATIENCE, "that is relayed, too", || exchange.texts("said later").len() == 1);
+    eventually(PATIENCE, "and is heard where it was said", || channels.texts("said later").len() == 1);
     assert_eq!(channels.texts("bare and relayed").len(), 1, "not back to the channels");
     drop(relaying);
 }
