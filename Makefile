@@ -18,7 +18,7 @@ CLIPPY := cargo clippy --locked --all-targets
 SUBSETS := history mdns web amqp redis tls cli sim mutants fuzz
 
 help: ## List what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  SOAK=NAME make soak      only the part NAME, or the tests whose names begin so"
 	@echo "  make sim SEEDS=N         N seeds; SEED=N replays one"
@@ -74,7 +74,15 @@ bench: ## Throughput, loss and round trip side by side with libzmq; the log besi
 	@cd tests/bench && cargo run --locked --release -- durable
 	@cd tests/bench && cargo run --locked --release -- bridges
 
+bench-peers: ## hubless beside libzmq, zenoh, Redis and NATS, half an hour: target/bench/results.json, a table, a chart
+	@tests/setup.sh nats-server
+	@cd tests/bench && cargo run --locked --release -- peers
+
+bench-save: ## Keep a dated copy of what bench-peers measured, in tests/bench/results
+	@mkdir -p tests/bench/results
+	@cp target/bench/results.json tests/bench/results/$$(date +%F).json
+
 clean: ## Remove what was built, the tests' own set-up included
 	@rm -rf target tests/bench/target tests/web/node_modules examples/interop/node_modules
 
-.PHONY: help setup run test lint fmt doc sim fuzz soak bench clean
+.PHONY: help setup run test lint fmt doc sim fuzz soak bench bench-peers bench-save clean

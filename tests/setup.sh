@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need beside Rust, and nothing that is there already.
 #
-# Debian packages, a Python with pika and pyzmq under target/venv, the npm packages of tests/web and examples/interop, cargo-deny. Asks before it
+# `setup.sh [PACKAGE…]`: Debian packages, a Python with pika and pyzmq under target/venv, the npm packages of tests/web and examples/interop, cargo-deny. Asks before it
 # changes the machine, unless root or CI=true. Quick when all is there; says what is missing when it cannot help.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -51,6 +51,10 @@ npm npm
 /usr/include/zmq.h libzmq3-dev
 python3 python3-venv
 LIST
+# What else was asked for, where a package is called as its command.
+for command in "$@"; do
+    command -v "$command" >/dev/null || missing+=("$command")
+done
 python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv)
 
 if [[ ${#missing[@]} -gt 0 ]]; then

@@ -34,6 +34,8 @@ const SIZE: usize = 100;
 /// What is out and not confirmed, or given and not acknowledged.
 const OUT_MAX: usize = 256;
 
+use crate::free_port;
+
 type Answer<T> = Result<T, Box<dyn Error>>;
 
 /// Waits until `condition` holds.
@@ -43,12 +45,6 @@ fn eventually(deadline: Duration, what: &str, mut condition: impl FnMut() -> boo
         assert!(began.elapsed() < deadline, "not within {deadline:?}: {what}");
         std::thread::sleep(Duration::from_millis(1));
     }
-}
-
-/// A port of loopback that nobody has at this moment.
-fn free_port() -> u16 {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-    free.map(|address| address.port()).unwrap_or_default()
 }
 
 /// Ends with its value.

@@ -13,6 +13,9 @@ use std::time::Duration;
 pub enum System {
     Hubless,
     Libzmq,
+    Zenoh,
+    Redis,
+    Nats,
 }
 
 impl System {
@@ -20,6 +23,9 @@ impl System {
         match self {
             System::Hubless => "hubless",
             System::Libzmq => "libzmq",
+            System::Zenoh => "zenoh",
+            System::Redis => "redis",
+            System::Nats => "nats",
         }
     }
 }

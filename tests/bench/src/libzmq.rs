@@ -3,20 +3,16 @@
 //! A subscriber tells the publisher after each part of [`window`] that it took it; the publisher stays at most a window
 //! ahead of the slowest. PUSH and PULL carry this beside the data.
 
+use std::collections::HashSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::child::{order, tell};
-use crate::workload::{self, Message, Pace, Phase, Plan, SILENCE, TOPIC, TRIPS_PER_S, Tally, Trips};
+use crate::cost::Cost;
+use crate::workload::{self, Message, Pace, Phase, Plan, SILENCE, TOPIC, TRIPS_PER_S, Tally, Trips, window};
 
 const CREDITS_PER_WINDOW: u64 = 8;
-
-/// How many messages the publisher may be ahead. Found by trying: at 64 B it matters little from 2,048 on; large messages
-/// are fastest while all that is under way fits a processor's cache.
-fn window(plan: &Plan) -> u64 {
-    (512 * 1024 / plan.size as u64).clamp(64, 8 * 1024)
-}
 
 fn socket(context: &zmq::Context, kind: zmq::SocketType) -> zmq::Result<zmq::Socket> {
     let socket = context.socket(kind)?;
@@ -36,7 +32,7 @@ fn bound(context: &zmq::Context, kind: zmq::SocketType) -> zmq::Result<(zmq::Soc
 }
 
 /// Publishes as planned.
-pub fn publisher(plan: &Plan) -> zmq::Result<()> {
+pub fn publisher(plan: &Plan, number: u8) -> zmq::Result<()> {
     let context = zmq::Context::new();
     let (data, data_at) = bound(&context, zmq::PUB)?;
     let (credit, credit_at) = bound(&context, zmq::PULL)?;
@@ -44,7 +40,7 @@ pub fn publisher(plan: &Plan) -> zmq::Result<()> {
     tell(&format!("ready {data_at}|{credit_at}"));
     let go = std::thread::spawn(|| order("go"));
     while !go.is_finished() {
-        data.send(message.write(Phase::Hello, 0), 0)?;
+        data.send(message.write(Phase::Hello, number.into()), 0)?;
         std::thread::sleep(Duration::from_millis(5));
     }
 
@@ -59,10 +55,10 @@ pub fn publisher(plan: &Plan) -> zmq::Result<()> {
         }
         Ok(acknowledged.iter().copied().min().unwrap_or(0))
     };
-    let mut pace = Pace::new(plan);
+    let mut pace = Pace::new(plan, number);
     let mut acknowledged = 0;
     while let Some(phase) = pace.look() {
-        while pace.next + part > acknowledged + window(plan) {
+        while pace.taken + part > acknowledged + window(plan) {
             acknowledged = credits(true)?;
         }
         for _ in 0..part.min(256) {
@@ -70,28 +66,36 @@ pub fn publisher(plan: &Plan) -> zmq::Result<()> {
         }
         acknowledged = credits(false)?;
     }
-    data.send(message.write(Phase::End, pace.next), 0)?;
-    tell(&format!("sent {}", pace.next));
+    data.send(message.write(Phase::End, pace.taken), 0)?;
+    tell(&format!("sent {} {}", pace.taken, Cost::own()));
     order("end");
     Ok(())
 }
 
 /// Receives as planned; `number` is its own among the subscribers.
 pub fn subscriber(plan: &Plan, endpoints: &str, number: u8) -> zmq::Result<()> {
-    let (data_at, credit_at) = endpoints.split_once('|').expect("two endpoints");
     let context = zmq::Context::new();
     let data = socket(&context, zmq::SUB)?;
-    data.connect(data_at)?;
-    let credit = socket(&context, zmq::PUSH)?;
-    credit.connect(credit_at)?;
+    let mut credits = Vec::new();
+    for endpoints in endpoints.split(' ') {
+        let (data_at, credit_at) = endpoints.split_once('|').expect("two endpoints");
+        data.connect(data_at)?;
+        let credit = socket(&context, zmq::PUSH)?;
+        credit.connect(credit_at)?;
+        credits.push(credit);
+    }
     let mut message = zmq::Message::new();
-    data.recv(&mut message, 0)?;
+    let mut greeted = HashSet::new();
+    while greeted.len() < plan.publishers {
+        data.recv(&mut message, 0)?;
+        greeted.extend(workload::read(&message).map(|(_, number)| number));
+    }
     tell("joined");
 
     data.set_rcvtimeo(SILENCE.as_millis() as i32)?;
     let part = window(plan) / CREDITS_PER_WINDOW;
-    let mut tally = Tally::default();
-    let mut taken = 0;
+    let mut tally = Tally::new(plan);
+    let mut taken = vec![0; plan.publishers];
     let mut begun = false;
     loop {
         match data.recv(&mut message, 0) {
@@ -100,18 +104,20 @@ pub fn subscriber(plan: &Plan, endpoints: &str, number: u8) -> zmq::Result<()> {
             Err(zmq::Error::EAGAIN) => continue,
             Err(error) => return Err(error),
         }
-        begun = workload::read(&message).is_some_and(|(phase, _)| phase != Phase::Hello);
+        let Some((phase, of)) = workload::read(&message).filter(|(phase, _)| *phase != Phase::Hello) else { continue };
+        begun = true;
         if tally.count(&message) {
             break;
         }
-        if begun {
-            taken += 1;
-            if taken % part == 0 {
-                credit.send(&[number][..], 0)?;
+        if phase != Phase::End {
+            let publisher = (of % plan.publishers as u64) as usize;
+            taken[publisher] += 1;
+            if u64::is_multiple_of(taken[publisher], part) {
+                credits[publisher].send(&[number][..], 0)?;
             }
         }
     }
-    tell(&format!("heard {}", tally.report()));
+    tell(&format!("heard {} {}", tally.report(), Cost::own()));
     Ok(())
 }
 

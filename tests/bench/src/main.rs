@@ -4,22 +4,35 @@
 //! hour moves numbers more than most changes do. A repetition in which libzmq does not reach [`FLOOR`] is void: the machine
 //! was busy. Exit code 1 when hubless lost or doubled a message, or every repetition was void.
 //!
-//! `hubless-bench [--repeat N] [--seconds N] [--only hubless|libzmq]`, `hubless-bench durable` for the log, or
-//! `hubless-bench bridges` for bridges to brokers of its own.
+//! `hubless-bench [--repeat N] [--seconds N] [--only hubless|libzmq]`, `hubless-bench peers` for more rows and a file of
+//! results, `hubless-bench durable` for the log, or `hubless-bench bridges` for bridges to brokers of its own.
 
 mod bridges;
+mod broker;
 mod child;
+mod cost;
 mod durable;
 mod libzmq;
+mod nats_peer;
 mod node;
+mod peers;
+mod pubsub;
+mod redis_peer;
 mod table;
 mod workload;
+mod zenoh_peer;
 
 use std::error::Error;
 use std::process::ExitCode;
 
+use broker::Broker;
 use child::{Child, System};
+use cost::Cost;
+use nats_peer::Nats;
+use pubsub::Client;
+use redis_peer::Redis;
 use workload::{Heard, Plan};
+use zenoh_peer::Zenoh;
 
 /// Messages a second that libzmq must reach at 64 B, 1→1.
 const FLOOR: f64 = 2e6;
@@ -48,10 +61,12 @@ pub struct Row {
 fn rows(seconds: u64) -> Vec<Row> {
     let plan = |size, subscribers| Plan {
         size,
+        publishers: 1,
         subscribers,
         rooms: 1,
         in_flight: 0,
         keyed: false,
+        log: false,
         warm_ms: 500,
         run_ms: seconds * 1_000,
     };
@@ -82,6 +97,7 @@ fn main() -> ExitCode {
     let done = match words[..] {
         ["durable"] => durable::run(),
         ["bridges"] => bridges::run(),
+        ["peers", ref words @ ..] => peers::run(words),
         ["child", system, role, ref words @ ..] => be_child(system, role, words).map(|()| true),
         _ => compare(&words),
     };
@@ -113,7 +129,7 @@ fn compare(words: &[&str]) -> Result<bool, Box<dyn Error>> {
             // Whoever goes first finds a cooler machine.
             systems.reverse();
             for system in systems.iter().copied().filter(|system| !row.hubless_only || *system == System::Hubless) {
-                let outcome = if row.trips { trip(system, &row.plan)? } else { flow(system, &row.plan)? };
+                let outcome = if row.trips { trip(system, &row.plan)? } else { flow(system, &row.plan)?.into() };
                 eprintln!(
                     "{}/{repeat}  {:<36} {:<8} {}",
                     repetition + 1,
@@ -129,34 +145,82 @@ fn compare(words: &[&str]) -> Result<bool, Box<dyn Error>> {
     Ok(results.is_sound(repeat, FLOOR))
 }
 
-/// One publisher, some subscribers, as fast as it goes.
-fn flow(system: System, plan: &Plan) -> Result<Outcome, Box<dyn Error>> {
+/// What a run as fast as it goes measured.
+#[derive(Clone, Copy, Debug, Default)]
+struct Flow {
+    /// Messages a second at each subscriber.
+    rate: f64,
+    sent: u64,
+    /// Over all subscribers.
+    lost: u64,
+    doubled: u64,
+    /// Of all processes.
+    cost: Cost,
+}
+
+impl From<Flow> for Outcome {
+    fn from(Flow { rate, lost, doubled, .. }: Flow) -> Outcome {
+        Outcome::Flow { rate, lost, doubled }
+    }
+}
+
+/// Some publishers, some subscribers, as fast as it goes.
+fn flow(system: System, plan: &Plan) -> Result<Flow, Box<dyn Error>> {
     let words = plan.to_string();
-    let mut publisher = Child::start(system, "publisher", &[&words])?;
-    let place = publisher.hear("ready ")?;
-    let subscriber = |number: usize| Child::start(system, "subscriber", &[&words, &place, &number.to_string()]);
+    let broker = Broker::start(system)?;
+    let mut publishers: Vec<Child> = Vec::new();
+    let mut places: Vec<String> = broker.iter().map(|broker| broker.place.clone()).collect();
+    for number in 0..plan.publishers {
+        let first = places.first().map_or("", String::as_str);
+        let publisher = Child::start(system, "publisher", &[&words, first, &number.to_string()])?;
+        places.push(publisher.hear("ready ")?);
+        publishers.push(publisher);
+    }
+    let places = places.join(" ");
+    let subscriber = |number: usize| Child::start(system, "subscriber", &[&words, &places, &number.to_string()]);
     let subscribers = (0..plan.subscribers).map(subscriber).collect::<Result<Vec<_>, _>>()?;
     for subscriber in &subscribers {
         subscriber.hear("joined")?;
     }
-    publisher.order("go")?;
-    let sent: u64 = publisher.hear("sent ")?.parse()?;
-    let mut outcome = (0.0, 0, 0);
-    for subscriber in &subscribers {
-        let heard: Heard = subscriber.hear("heard ")?.parse()?;
-        outcome.0 += heard.rate / plan.subscribers as f64;
-        outcome.1 += sent - heard.distinct;
-        outcome.2 += heard.doubled;
+    for publisher in &mut publishers {
+        publisher.order("go")?;
     }
-    publisher.order("end")?;
-    let (rate, lost, doubled) = outcome;
-    Ok(Outcome::Flow { rate, lost, doubled })
+    let mut flow = Flow::default();
+    for publisher in &publishers {
+        let said = publisher.hear("sent ")?;
+        let (sent, cost) = said.split_once(' ').ok_or("no cost")?;
+        flow.sent += sent.parse::<u64>()?;
+        flow.cost = flow.cost.and(cost.parse()?);
+    }
+    for subscriber in &subscribers {
+        let said = subscriber.hear("heard ")?;
+        let (at, _) = said.match_indices(' ').nth(2).ok_or("no cost")?;
+        let heard: Heard = said[..at].parse()?;
+        flow.rate += heard.rate / plan.subscribers as f64;
+        flow.lost += flow.sent - heard.distinct;
+        flow.doubled += heard.doubled;
+        flow.cost = flow.cost.and(said[at + 1..].parse()?);
+    }
+    flow.cost = flow.cost.and(broker.map(|broker| broker.cost()).unwrap_or_default());
+    for publisher in &mut publishers {
+        publisher.order("end")?;
+    }
+    Ok(flow)
+}
+
+/// The one in the middle.
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// There and back at a fixed rate.
 fn trip(system: System, plan: &Plan) -> Result<Outcome, Box<dyn Error>> {
     let words = plan.to_string();
-    let mut pinger = Child::start(system, "pinger", &[&words])?;
+    let broker = Broker::start(system)?;
+    let place = broker.as_ref().map_or("", |broker| &broker.place);
+    let mut pinger = Child::start(system, "pinger", &[&words, place])?;
     let place = pinger.hear("ready ")?;
     let echoer = Child::start(system, "echoer", &[&words, &place])?;
     echoer.hear("joined")?;
@@ -172,22 +236,44 @@ fn be_child(system: &str, role: &str, words: &[&str]) -> Result<(), Box<dyn Erro
     let plan: Plan = words.first().ok_or("no plan")?.parse()?;
     let place = words.get(1).copied().unwrap_or_default();
     let number: u8 = words.get(2).map_or(Ok(0), |number| number.parse())?;
-    if system == System::Libzmq.name() {
-        return Ok(match role {
-            "publisher" => libzmq::publisher(&plan),
-            "subscriber" => libzmq::subscriber(&plan, place, number),
-            "pinger" => libzmq::pinger(&plan),
-            _ => libzmq::echoer(place),
-        }?);
+    let peer = |done: pubsub::Result| done.map_err(|error| error as Box<dyn Error>);
+    match system {
+        "libzmq" => {
+            return Ok(match role {
+                "publisher" => libzmq::publisher(&plan, number),
+                "subscriber" => libzmq::subscriber(&plan, place, number),
+                "pinger" => libzmq::pinger(&plan),
+                _ => libzmq::echoer(place),
+            }?);
+        }
+        "zenoh" => return peer(be_client::<Zenoh>(role, &plan, place, number)),
+        "redis" => return peer(be_client::<Redis>(role, &plan, place, number)),
+        "nats" => return peer(be_client::<Nats>(role, &plan, place, number)),
+        _ => {}
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let done = runtime.block_on(async {
         match role {
-            "publisher" => node::publisher(&plan).await,
+            "publisher" => node::publisher(&plan, place, number).await,
             "subscriber" => node::subscriber(&plan, place, number).await,
             "pinger" => node::pinger(&plan).await,
-            _ => node::echoer(place).await,
+            _ => node::echoer(&plan, place).await,
         }
     });
     done.map_err(|error| error as Box<dyn Error>)
+}
+
+fn be_client<C: Client>(role: &str, plan: &Plan, place: &str, number: u8) -> pubsub::Result {
+    match role {
+        "publisher" => pubsub::publisher::<C>(plan, place, number),
+        "subscriber" => pubsub::subscriber::<C>(plan, place, number),
+        "pinger" => pubsub::pinger::<C>(plan, place),
+        _ => pubsub::echoer::<C>(place),
+    }
+}
+
+/// A port of loopback that nobody has at this moment.
+fn free_port() -> u16 {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    free.map(|address| address.port()).unwrap_or_default()
 }

@@ -10,7 +10,10 @@ use futures_util::{FutureExt, StreamExt, stream};
 use hubless::{Delivery, Draft, Handle, Listen, Node, Payload, Room, Subscription};
 use hubless::{KeyRing, MeshKey};
 
+use tempfile::TempDir;
+
 use crate::child::{order, tell};
+use crate::cost::Cost;
 use crate::workload::{self, Message, Pace, Phase, Plan, SILENCE, TRIPS_PER_S, Tally, Trips};
 
 type Result<T = ()> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -49,14 +52,17 @@ impl Mesh {
         Ok((Mesh { name: name.into(), code: (!code.is_empty()).then(|| code.into()) }, seed))
     }
 
-    async fn start(&self, name: &str, seeds: &[&str]) -> Result<Handle> {
+    /// With a log, if the plan says so, in the folder that is given back.
+    async fn start(&self, name: &str, seeds: &[&str], plan: &Plan) -> Result<(Handle, Option<TempDir>)> {
         let seeds = seeds.iter().map(|seed| seed.parse()).collect::<std::result::Result<Vec<_>, _>>()?;
         let listen = Listen::At(([127, 0, 0, 1], 0).into());
         let mut builder = Node::builder().mesh(&self.name).name(name).listen(listen).seeds(seeds).mdns(false);
         if let Some(code) = &self.code {
             builder = builder.key(KeyRing::of(code.parse()?));
         }
-        Ok(builder.start().await?)
+        let folder = if plan.log { Some(tempfile::tempdir()?) } else { None };
+        let builder = builder.data_dir(folder.as_ref().map(|folder| folder.path().join("node")));
+        Ok((builder.start().await?, folder))
     }
 }
 
@@ -75,17 +81,19 @@ fn text(message: &mut Message, phase: Phase, number: u64) -> Payload {
     String::from_utf8(message.write(phase, number).to_vec()).expect("ASCII").into()
 }
 
-/// Publishes as planned.
-pub async fn publisher(plan: &Plan) -> Result {
-    let mesh = Mesh::new(plan)?;
-    let node = mesh.start("publisher", &[]).await?;
+/// Publishes as planned; all but the first are told where that one is.
+pub async fn publisher(plan: &Plan, first: &str, number: u8) -> Result {
+    let (mesh, seed) =
+        if first.is_empty() { (Mesh::new(plan)?, None) } else { Mesh::read(first).map(|(m, s)| (m, Some(s)))? };
+    let seeds: Vec<&str> = seed.into_iter().collect();
+    let (node, _folder) = mesh.start(&format!("publisher-{number}"), &seeds, plan).await?;
     let rooms = rooms(plan)?;
     let mut message = Message::new(plan.size);
     tell(&mesh.place(&node));
     tokio::task::spawn_blocking(|| order("go")).await?;
-    node.wait_for_peers(plan.subscribers).await?;
+    node.wait_for_peers(plan.subscribers + plan.publishers - 1).await?;
 
-    let mut pace = Pace::new(plan);
+    let mut pace = Pace::new(plan, number);
     let mut draft = |phase, number| {
         let room = rooms[number as usize % rooms.len()].clone();
         Draft::new(room, text(&mut message, phase, number))
@@ -107,22 +115,23 @@ pub async fn publisher(plan: &Plan) -> Result {
             one?;
         }
     }
-    node.publish_with(draft(Phase::End, pace.next)).await?;
-    tell(&format!("sent {}", pace.next));
+    node.publish_with(draft(Phase::End, pace.taken)).await?;
+    tell(&format!("sent {} {}", pace.taken, Cost::own()));
     tokio::task::spawn_blocking(|| order("end")).await?;
     node.shutdown().await;
     Ok(())
 }
 
 /// Receives as planned.
-pub async fn subscriber(plan: &Plan, place: &str, number: u8) -> Result {
-    let (mesh, seed) = Mesh::read(place)?;
-    let node = mesh.start(&format!("subscriber-{number}"), &[seed]).await?;
+pub async fn subscriber(plan: &Plan, places: &str, number: u8) -> Result {
+    let places = places.split(' ').map(Mesh::read).collect::<Result<Vec<_>>>()?;
+    let seeds: Vec<&str> = places.iter().map(|(_, seed)| *seed).collect();
+    let (node, _folder) = places[0].0.start(&format!("subscriber-{number}"), &seeds, plan).await?;
     let mut messages = subscribe(&node, plan).await?;
-    node.wait_for_peers(1).await?;
+    node.wait_for_peers(plan.publishers).await?;
     tell("joined");
 
-    let mut tally = Tally::default();
+    let mut tally = Tally::new(plan);
     let mut begun = false;
     loop {
         // A timer for each message would cost as much as the message.
@@ -145,7 +154,7 @@ pub async fn subscriber(plan: &Plan, place: &str, number: u8) -> Result {
             None => return Err("the node has stopped".into()),
         }
     }
-    tell(&format!("heard {}", tally.report()));
+    tell(&format!("heard {} {}", tally.report(), Cost::own()));
     node.shutdown().await;
     Ok(())
 }
@@ -153,7 +162,7 @@ pub async fn subscriber(plan: &Plan, place: &str, number: u8) -> Result {
 /// Sends at a fixed rate and measures when each comes back.
 pub async fn pinger(plan: &Plan) -> Result {
     let mesh = Mesh::new(plan)?;
-    let node = mesh.start("pinger", &[]).await?;
+    let (node, _folder) = mesh.start("pinger", &[], plan).await?;
     let mut echoes = node.subscribe("echo").await?;
     let room = Room::try_from("ping")?;
     let mut message = Message::new(plan.size);
@@ -191,9 +200,9 @@ pub async fn pinger(plan: &Plan) -> Result {
 }
 
 /// Sends back what comes.
-pub async fn echoer(place: &str) -> Result {
+pub async fn echoer(plan: &Plan, place: &str) -> Result {
     let (mesh, seed) = Mesh::read(place)?;
-    let node = mesh.start("echoer", &[seed]).await?;
+    let (node, _folder) = mesh.start("echoer", &[seed], plan).await?;
     let mut pings = node.subscribe("ping").await?;
     let room = Room::try_from("echo")?;
     node.wait_for_peers(1).await?;

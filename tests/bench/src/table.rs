@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::child::System;
-use crate::{Outcome, Row};
+use crate::{Outcome, Row, median};
 
 /// What all runs measured.
 #[derive(Debug, Default)]
@@ -145,12 +145,6 @@ impl Results {
         }
         text
     }
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// Three digits.
