@@ -160,6 +160,7 @@ fn queues_are_named_bound_and_live_as_told() {
     let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
     let numbers = format!("{:?}", "sesame".as_bytes());
     assert!(said.contains("FAILED") && said.contains("check its name, password"), "{said}");
+    assert!(!mesh.0[0].stderr().contains("DEBUG"), "nor is anything that nobody asked for: {}", mesh.0[0].stderr());
     assert!(!said.contains("sesame") && !said.contains(numbers.trim_matches(['[', ']'])), "{said}");
     clients.say("alarms.fire", &["an alarm"]);
     clients.say("elsewhere", &["not for us"]);

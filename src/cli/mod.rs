@@ -25,7 +25,11 @@ use std::process::ExitCode;
 use hubless::error::StartError;
 use hubless::mesh_key::KeyError;
 use hubless::web::TokenError;
+use tracing::Level;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use options::{Cli, Command, LogFormat, LogOptions};
 
@@ -207,20 +211,19 @@ fn log(options: &LogOptions) {
         (_, 2) => "info,hubless=debug",
         _ => "debug,hubless=trace",
     };
-    let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     // At TRACE these show whole frames, the one with the password among them.
-    for quiet in ["lapin=debug", "amq_protocol=debug"] {
-        if let Ok(directive) = quiet.parse() {
-            filter = filter.add_directive(directive);
-        }
-    }
+    let no_frames = filter_fn(|event| {
+        let shows_frames = event.target().starts_with("lapin") || event.target().starts_with("amq_protocol");
+        !shows_frames || *event.level() <= Level::DEBUG
+    });
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
         // Else a stderr that nobody reads any more would be a panic.
         .log_internal_errors(false);
     match options.log_format.unwrap_or_default() {
-        LogFormat::Text => log.with_ansi(terminal::colours()).init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
+        LogFormat::Text => log.with_ansi(terminal::colours()).finish().with(no_frames).init(),
+        LogFormat::Json => log.json().flatten_event(true).finish().with(no_frames).init(),
     }
 }
