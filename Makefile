@@ -80,7 +80,7 @@ bench-peers: ## hubless beside libzmq, zenoh, Redis and NATS, half an hour: targ
 
 bench-save: ## Keep a dated copy of what bench-peers measured, in tests/bench/results
 	@mkdir -p tests/bench/results
-	@cp target/bench/results.json tests/bench/results/$$(date +%F).json
+	@for kind in json md svg; do cp target/bench/results.$$kind tests/bench/results/$$(date +%F).$$kind; done
 
 clean: ## Remove what was built, the tests' own set-up included
 	@rm -rf target tests/bench/target tests/web/node_modules examples/interop/node_modules

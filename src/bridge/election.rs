@@ -2,7 +2,8 @@
 //!
 //! Whoever leads stays until it is down, cut off from its target, or leaving. Among those that stand the lowest run is next.
 //! Of two that lead, which a healed split leaves behind, the lower run stays. A leader that no longer answers those that
-//! stand, though its node lives, is one whose disk takes nothing: it could not say that it has gone.
+//! stand, though its node lives, is one whose disk takes nothing: it could not say that it has gone. Neither could one that
+//! should lead next and does not.
 
 use std::collections::HashMap;
 
@@ -64,9 +65,12 @@ impl Election {
         self.roles.retain(|run, _| live(run));
     }
 
-    /// Who leads is asked, by what this node says of itself; one that did not answer the last time leads no more.
+    /// Who leads is asked, by what this node says of itself; one that did not answer the last time leads no more. Where nobody
+    /// leads, those that stood the last time and still do will not.
     pub fn ask(&mut self) {
-        for said in self.roles.values_mut().filter(|said| said.role == Role::Leading) {
+        let led = self.roles.values().any(|said| said.role == Role::Leading);
+        let wanted = if led { Role::Leading } else { Role::Standing };
+        for said in self.roles.values_mut().filter(|said| said.role == wanted) {
             if std::mem::replace(&mut said.asked, true) {
                 said.role = Role::Gone;
             }
@@ -130,5 +134,16 @@ mod tests {
         assert!(election.leads());
         election.hear(run(3), Seq(3), Role::Leading);
         assert!(!election.leads(), "it does lead");
+    }
+
+    #[test]
+    fn one_that_stands_and_does_not_lead_holds_nobody_back() {
+        let mut election = Election::new(run(2));
+        election.be(Role::Standing);
+        election.hear(run(1), Seq(1), Role::Standing);
+        election.ask();
+        assert!(!election.leads());
+        election.ask();
+        assert!(election.leads());
     }
 }
