@@ -108,6 +108,7 @@ fn slow_sync_delays_the_answer_and_nothing_else() {
     let mesh = Mesh::start(vec![Member::new("a").on_shim(), Member::new("b").on_shim()]);
     let (author, peer) = (&mesh.0[0], &mesh.0[1]);
     let ear = peer.listen_in();
+    author.rooms(); // Its log is made.
     author.shim().delay(ours);
     peer.shim().delay(theirs);
     let (mut heard_ms, mut answered_ms, mut stored_ms) = (Vec::new(), Vec::new(), Vec::new());
@@ -150,6 +151,7 @@ fn each_way_to_sync_promises_what_it_does() {
     for (fsync, state, waits) in [("always", "durable", true), ("group", "durable", true), ("os", "logged", false)] {
         let mesh = Mesh::start(vec![Member::new("a").on_shim().args(&["--fsync", fsync])]);
         let mut poster = Poster::new(&mesh.0[0]);
+        mesh.0[0].rooms(); // Its log is made.
         mesh.0[0].shim().delay(delay);
         let asked = Instant::now();
         let said = poster.say("hi");
