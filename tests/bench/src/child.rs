@@ -4,6 +4,7 @@
 //! `end`). A child that is dropped is killed.
 
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{Child as Process, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
@@ -54,9 +55,11 @@ pub struct Child {
 }
 
 impl Child {
-    pub fn start(system: System, role: &str, words: &[&str]) -> std::io::Result<Child> {
+    /// What it keeps for the run is kept in `folder`.
+    pub fn start(system: System, role: &str, words: &[&str], folder: &Path) -> std::io::Result<Child> {
         let mut process = Command::new(std::env::current_exe()?)
             .args(["child", system.name(), role])
+            .env("TMPDIR", folder)
             .args(words)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -167,17 +167,18 @@ impl From<Flow> for Outcome {
 /// Some publishers, some subscribers, as fast as it goes.
 fn flow(system: System, plan: &Plan) -> Result<Flow, Box<dyn Error>> {
     let words = plan.to_string();
-    let broker = Broker::start(system)?;
+    let (broker, folder) = (Broker::start(system)?, tempfile::tempdir()?);
     let mut publishers: Vec<Child> = Vec::new();
     let mut places: Vec<String> = broker.iter().map(|broker| broker.place.clone()).collect();
     for number in 0..plan.publishers {
         let first = places.first().map_or("", String::as_str);
-        let publisher = Child::start(system, "publisher", &[&words, first, &number.to_string()])?;
+        let publisher = Child::start(system, "publisher", &[&words, first, &number.to_string()], folder.path())?;
         places.push(publisher.hear("ready ")?);
         publishers.push(publisher);
     }
     let places = places.join(" ");
-    let subscriber = |number: usize| Child::start(system, "subscriber", &[&words, &places, &number.to_string()]);
+    let subscriber =
+        |number: usize| Child::start(system, "subscriber", &[&words, &places, &number.to_string()], folder.path());
     let subscribers = (0..plan.subscribers).map(subscriber).collect::<Result<Vec<_>, _>>()?;
     for subscriber in &subscribers {
         subscriber.hear("joined")?;
@@ -218,11 +219,11 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 /// There and back at a fixed rate.
 fn trip(system: System, plan: &Plan) -> Result<Outcome, Box<dyn Error>> {
     let words = plan.to_string();
-    let broker = Broker::start(system)?;
+    let (broker, folder) = (Broker::start(system)?, tempfile::tempdir()?);
     let place = broker.as_ref().map_or("", |broker| &broker.place);
-    let mut pinger = Child::start(system, "pinger", &[&words, place])?;
+    let mut pinger = Child::start(system, "pinger", &[&words, place], folder.path())?;
     let place = pinger.hear("ready ")?;
-    let echoer = Child::start(system, "echoer", &[&words, &place])?;
+    let echoer = Child::start(system, "echoer", &[&words, &place], folder.path())?;
     echoer.hear("joined")?;
     pinger.order("go")?;
     let report = pinger.hear("trips ")?;
