@@ -13,9 +13,9 @@ SHELL := bash
 .NOTPARALLEL:
 
 # Optimised, with assertions, and linked quickly: see `[profile.fast]` in Cargo.toml.
-TEST := cargo test --locked --profile fast --features sim,mutants,fuzz
+TEST := cargo test --locked --profile fast --features sim,mutants,fuzz,count
 CLIPPY := cargo clippy --locked --all-targets
-SUBSETS := history mdns web amqp redis tls cli sim mutants fuzz
+SUBSETS := history mdns web amqp redis tls cli sim mutants fuzz count
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ doc: ## Build the documentation; a broken link is an error
 sim: ## Run the simulator of the core (SEEDS=N seeds)
 	$(TEST) --test simulation -- --nocapture
 
+instructions: ## Count the instructions that each message takes, as a test does that limits them
+	$(TEST) --test instructions -- --nocapture
+
 fuzz: ## Search for bytes that do harm, a minute for each target (SECONDS_EACH=N, FUZZ=NAME)
 	@tests/fuzz.sh
 
@@ -85,4 +88,4 @@ bench-save: ## Keep a dated copy of what bench-peers measured, in tests/bench/re
 clean: ## Remove what was built, the tests' own set-up included
 	@rm -rf target tests/bench/target tests/web/node_modules examples/interop/node_modules
 
-.PHONY: help setup run test lint fmt doc sim fuzz soak bench bench-peers bench-save clean
+.PHONY: help setup run test lint fmt doc sim instructions fuzz soak bench bench-peers bench-save clean

@@ -61,6 +61,8 @@ pub mod architecture {}
 mod aside;
 pub mod bridge;
 pub mod config;
+#[cfg(feature = "count")]
+pub mod count;
 mod data_dir;
 pub mod error;
 #[cfg(feature = "fuzz")]

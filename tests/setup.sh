@@ -46,6 +46,7 @@ redis-server redis-server
 rabbitmq-server rabbitmq-server
 chromium chromium
 tmux tmux
+valgrind valgrind
 node nodejs
 npm npm
 /usr/include/zmq.h libzmq3-dev

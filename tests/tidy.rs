@@ -97,6 +97,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ),
     ("web", &["id", "metrics", "error", "config", "handle", "::"]),
     ("fuzz", &["id", "replica", "wire", "handle", "net::gate", "net::discovery", "web"]),
+    ("count", &["id", "replica", "wire", "history", "subscription"]),
     ("cli", &[]),
     ("main", &["cli"]),
 ];

@@ -11,6 +11,8 @@
 
 mod aside;
 mod ask;
+#[cfg(feature = "count")]
+pub(crate) mod count;
 mod filter;
 mod log;
 mod read;
