@@ -85,6 +85,7 @@ pub struct Message {
 }
 
 impl Message {
+    #[inline]
     pub(crate) fn new(entry: Entry, late: bool) -> Message {
         let Entry { id, room, payload, name, hlc, via, key } = entry;
         Message { id, room, payload, name, hlc, via, key, late }
@@ -467,6 +468,7 @@ impl Subscription {
     }
 
     /// The next wanted message of the open batch.
+    #[inline]
     fn walk(&mut self) -> Option<Message> {
         let current = self.current.as_mut()?;
         for entry in current.entries.by_ref() {

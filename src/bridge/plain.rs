@@ -142,6 +142,7 @@ impl Ports {
             // Nobody is told of stock clients that come and go.
             let (events, _) = mpsc::channel(1);
             let gate = Gate::start(listener, Door::Plain, metrics.clone(), events, feeds, publisher.path());
+            let gate = gate.await.map_err(system)?;
             ports.publish = Some(address);
             ports.tasks.spawn(speak(handle.clone(), publisher, gate, options.relay));
         }

@@ -173,7 +173,9 @@ impl Net {
             events: events.clone(),
             aside,
         };
-        let gate = Gate::start(listener, Door::Mesh(identity.into()), metrics, events, feeds.clone(), publisher.path());
+        let door = Door::Mesh(identity.into());
+        let gate = Gate::start(listener, door, metrics, events, feeds.clone(), publisher.path());
+        let gate = gate.await.map_err(system("a private socket"))?;
         Ok(Net { listen, feeds, publisher, gate, around, links: HashMap::new() })
     }
 

@@ -103,7 +103,11 @@ impl Loop {
             } else {
                 bytes += said.iter().map(|draft| draft.payload.len()).sum::<usize>();
                 replies.push((said.len(), reply));
-                drafts.extend(said);
+                if drafts.is_empty() {
+                    drafts = said;
+                } else {
+                    drafts.extend(said);
+                }
             }
             next = if bytes < ROUND_BYTES_MAX { self.inbox.publish.try_recv().ok() } else { None };
         }
@@ -121,8 +125,14 @@ impl Loop {
             }
         });
         for (count, reply) in replies {
-            let answer: Vec<Result<Published, PublishError>> = answers.by_ref().take(count).collect();
-            let answer: Answer = answer.into_iter().collect();
+            let mut answer: Answer = Ok(Vec::with_capacity(count));
+            for one in answers.by_ref().take(count) {
+                match (&mut answer, one) {
+                    (Ok(published), Ok(one)) => published.push(one),
+                    (Ok(_), Err(error)) => answer = Err(error),
+                    (Err(_), _) => {}
+                }
+            }
             let Some(log) = &self.log else {
                 // As above.
                 let _ = reply.send(answer);

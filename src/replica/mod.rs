@@ -220,26 +220,8 @@ impl Replica {
     ///
     /// A draft whose key is known makes no entry. Drafts must keep the limits of [`batch`].
     pub fn publish(&mut self, now: Now, drafts: Vec<Draft>) -> Published {
-        let mut known = Vec::new();
-        let mut fresh = Vec::with_capacity(drafts.len());
         let sent = self.streams[&self.me].sent;
-        let mut keys: HashMap<Key, (EntryId, usize)> = HashMap::new();
-        for (index, draft) in drafts.into_iter().enumerate() {
-            let Some(key) = draft.key else {
-                fresh.push(draft);
-                continue;
-            };
-            if let Some(id) = self.window.find(&key) {
-                known.push((index, self.compare(id, &draft)));
-            } else if let Some(&(id, at)) = keys.get(&key) {
-                let same = says_the_same(&fresh[at], &draft);
-                known.push((index, if same { KnownKey::Same(id) } else { KnownKey::Other(id) }));
-            } else {
-                let id = EntryId { run: self.me, seq: Seq(sent.0 + 1 + fresh.len() as u64) };
-                keys.insert(key, (id, fresh.len()));
-                fresh.push(draft);
-            }
-        }
+        let (known, fresh) = self.tell_known(sent, drafts);
         let mut rest = &fresh[..];
         while !rest.is_empty() {
             let first = self.streams[&self.me].sent.next();
@@ -257,6 +239,32 @@ impl Replica {
         }
         self.counters.published += fresh.len() as u64;
         Published { first: EntryId { run: self.me, seq: sent.next() }, count: fresh.len() as u64, known }
+    }
+
+    /// Tells drafts whose key is known from those that make entries after `sent`.
+    fn tell_known(&self, sent: Seq, drafts: Vec<Draft>) -> (Vec<(usize, KnownKey)>, Vec<Draft>) {
+        if drafts.iter().all(|draft| draft.key.is_none()) {
+            return (Vec::new(), drafts);
+        }
+        let (mut known, mut fresh) = (Vec::new(), Vec::with_capacity(drafts.len()));
+        let mut keys: HashMap<Key, (EntryId, usize)> = HashMap::new();
+        for (index, draft) in drafts.into_iter().enumerate() {
+            let Some(key) = draft.key else {
+                fresh.push(draft);
+                continue;
+            };
+            if let Some(id) = self.window.find(&key) {
+                known.push((index, self.compare(id, &draft)));
+            } else if let Some(&(id, at)) = keys.get(&key) {
+                let same = says_the_same(&fresh[at], &draft);
+                known.push((index, if same { KnownKey::Same(id) } else { KnownKey::Other(id) }));
+            } else {
+                let id = EntryId { run: self.me, seq: Seq(sent.0 + 1 + fresh.len() as u64) };
+                keys.insert(key, (id, fresh.len()));
+                fresh.push(draft);
+            }
+        }
+        (known, fresh)
     }
 
     /// Whether one of `drafts`, said after `before`, has the key of another text.

@@ -1,10 +1,11 @@
-//! How far each caller is behind what we publish, and what follows for publishing.
+//! What each caller is to get of what we publish, how far it is behind, and what follows for publishing.
 //!
-//! Everything published passes, for each caller, first through the publisher and then through a queue in the gate. The
-//! publisher tells nobody what it holds; so it is sent a *mark* now and then, a message on a topic of its own that the gate
-//! subscribes beside the caller's topics and takes out again. A mark says how many bytes were published before it.
+//! What comes out of the publisher is put into a queue for each caller that subscribes it ([`super::fanout`]). The publisher
+//! tells nobody what it holds; so it is sent a *mark* now and then, a message on a topic of its own that the fan-out takes
+//! out again. A mark says how many bytes were published before it.
 
 use std::collections::HashMap;
+use std::io::{self, IoSlice};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,59 +13,67 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use super::{limits, zmtp};
+use super::limits;
+use super::queue::Queue;
+use super::zmtp::Broken;
 use crate::id::Run;
 use crate::net::Flow;
+use crate::wire::TOPIC_CHAT;
 
 /// The topic of marks; no topic between nodes begins like it.
 pub(crate) const MARK_TOPIC: &[u8] = b"gate";
-/// How a mark begins on its way out of the publisher: the frames `gate` and 8 bytes.
-const MARK_HEAD: &[u8] = b"\x01\x04gate\x00\x08";
-/// The length of a mark with its frame headers.
-pub(crate) const MARK_BYTES: usize = MARK_HEAD.len() + 8;
 
-/// What stands at the front of what came out of the publisher, between two messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Front {
-    /// A mark, with the bytes published before it.
-    Mark(u64),
-    /// The beginning of a mark.
-    Part,
-    Other,
-}
-
-impl Front {
-    pub(crate) fn of(bytes: &[u8]) -> Front {
-        let known = bytes.len().min(MARK_HEAD.len());
-        if bytes.is_empty() || bytes[..known] != MARK_HEAD[..known] {
-            return Front::Other;
-        }
-        match bytes.get(MARK_HEAD.len()..).and_then(|rest| rest.first_chunk()) {
-            Some(sent) => Front::Mark(u64::from_be_bytes(*sent)),
-            None => Front::Part,
-        }
-    }
-}
-
-/// The subscription that brings marks.
-pub(crate) fn mark_subscription() -> Bytes {
-    zmtp::subscription(true, MARK_TOPIC)
-}
-
-/// One connection of a caller, as its relay reports on it.
+/// One connection of a caller.
 #[derive(Debug)]
 pub(crate) struct Feed {
-    /// Bytes published that are known to have come out of the publisher.
-    seen: AtomicU64,
-    /// When `seen` moved, in milliseconds of [`Feeds::now`].
-    seen_at: AtomicU64,
-    /// Since when more than [`limits::INSIDE_BYTES_MAX`] are inside the publisher; 0: they are not.
-    over_since: AtomicU64,
-    queued: AtomicUsize,
+    state: Mutex<State>,
+    /// Something is to be written, or the feed was cut.
+    ready: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// What it subscribes.
+    topics: Vec<Bytes>,
+    queue: Queue,
+    /// The queue ends in the midst of a message.
+    midway: bool,
+    /// To be sent at the next border between messages.
+    pong: Option<Bytes>,
+    /// So many bytes were dropped because too much was queued; nothing is taken any more.
+    cut: Option<usize>,
     /// When it took bytes; 0: never.
-    took_at: AtomicU64,
+    took_at: u64,
     /// When it subscribed entries; 0: it did not.
-    subscribed_at: AtomicU64,
+    subscribed_at: u64,
+}
+
+impl Feed {
+    /// Resolves when there is something new to write, or the feed was cut. Cancel safe.
+    pub(crate) async fn ready(&self) {
+        self.ready.notified().await;
+    }
+
+    /// Bytes to be written.
+    pub(crate) fn bytes(&self) -> usize {
+        lock(&self.state).queue.bytes()
+    }
+
+    /// So many bytes were dropped because it was too slow.
+    pub(crate) fn cut(&self) -> Option<usize> {
+        lock(&self.state).cut
+    }
+
+    /// Has this written between two messages.
+    pub(crate) fn pong(&self, feeds: &Feeds, pong: Bytes) {
+        let mut state = lock(&self.state);
+        if state.midway {
+            state.pong = Some(pong);
+        } else {
+            feeds.queued.fetch_add(pong.len(), Relaxed);
+            state.queue.push(pong);
+        }
+    }
 }
 
 /// All connections of callers. Shared by the publisher, the gate and the node's loop, all on one thread.
@@ -73,9 +82,18 @@ pub(crate) struct Feeds {
     start: Instant,
     /// Bytes handed to the publisher.
     sent: AtomicU64,
+    /// Bytes that are known to have come out of it.
+    seen: AtomicU64,
+    /// When `seen` moved, in milliseconds of [`Feeds::now`].
+    seen_at: AtomicU64,
+    /// Since when more than [`limits::INSIDE_BYTES_MAX`] are inside the publisher; 0: they are not.
+    over_since: AtomicU64,
     /// Bytes in all queues.
     queued: AtomicUsize,
     feeds: Mutex<HashMap<u64, Arc<Feed>>>,
+    patience: Mutex<Patience>,
+    /// Counts changes of who subscribes what.
+    version: AtomicU64,
     /// Bytes dropped so far, by run.
     dropped: Mutex<HashMap<Run, u64>>,
     /// Somebody waits for `moved`.
@@ -88,24 +106,22 @@ impl Feeds {
         Feeds {
             start: Instant::now(),
             sent: AtomicU64::new(0),
+            seen: AtomicU64::new(0),
+            seen_at: AtomicU64::new(0),
+            over_since: AtomicU64::new(0),
             queued: AtomicUsize::new(0),
             feeds: Mutex::default(),
+            patience: Mutex::new(Patience { left: limits::PATIENCE, asked: Duration::ZERO, waits: false }),
+            version: AtomicU64::new(0),
             dropped: Mutex::default(),
             awaited: AtomicBool::new(false),
             moved: Notify::new(),
         }
     }
 
-    /// A new connection; whatever is published from now on counts as on its way to it.
+    /// A new connection, which subscribes nothing yet.
     pub(crate) fn enter(&self, number: u64) -> Arc<Feed> {
-        let feed = Arc::new(Feed {
-            seen: AtomicU64::new(self.sent.load(Relaxed)),
-            seen_at: AtomicU64::new(self.now()),
-            over_since: AtomicU64::new(0),
-            queued: AtomicUsize::new(0),
-            took_at: AtomicU64::new(0),
-            subscribed_at: AtomicU64::new(0),
-        });
+        let feed = Arc::new(Feed { state: Mutex::default(), ready: Notify::new() });
         lock(&self.feeds).insert(number, feed.clone());
         feed
     }
@@ -113,8 +129,11 @@ impl Feeds {
     /// The connection has ended; what was queued for it is gone.
     pub(crate) fn leave(&self, number: u64) {
         if let Some(feed) = lock(&self.feeds).remove(&number) {
-            self.queued.fetch_sub(feed.queued.load(Relaxed), Relaxed);
-            self.wake();
+            // The fan-out may be about to give it the rest of a message.
+            let left = State { cut: Some(0), ..State::default() };
+            let bytes = std::mem::replace(&mut *lock(&feed.state), left).queue.bytes();
+            self.queued.fetch_sub(bytes, Relaxed);
+            self.changed_subscriptions();
         }
     }
 
@@ -128,40 +147,87 @@ impl Feeds {
     }
 
     /// A mark of `sent` bytes came out of the publisher.
-    pub(crate) fn seen(&self, feed: &Feed, sent: u64) {
-        feed.seen.fetch_max(sent, Relaxed);
-        feed.seen_at.store(self.now(), Relaxed);
+    pub(crate) fn seen(&self, sent: u64) {
+        self.seen.fetch_max(sent, Relaxed);
+        self.seen_at.store(self.now(), Relaxed);
         self.wake();
     }
 
-    /// The caller subscribed, or no longer subscribes, entries.
-    pub(crate) fn subscribed(&self, feed: &Feed, entries: bool) {
-        let since = feed.subscribed_at.load(Relaxed);
-        if entries != (since != 0) {
-            feed.subscribed_at.store(if entries { self.now() } else { 0 }, Relaxed);
-            self.wake();
+    /// Subscribes (or no longer subscribes) `topic`. Each topic counts once, however often it is asked for.
+    pub(crate) fn want(&self, feed: &Feed, wanted: bool, topic: &[u8]) -> Result<(), Broken> {
+        if topic.len() > limits::SUBSCRIPTION_BYTES_MAX {
+            return Err(Broken::Subscription);
+        }
+        let mut state = lock(&feed.state);
+        match (wanted, state.topics.iter().position(|other| *other == topic)) {
+            (true, None) if state.topics.len() >= limits::SUBSCRIPTIONS_MAX => return Err(Broken::Subscription),
+            // Copied: a slice would hold the whole block it was read in.
+            (true, None) => state.topics.push(Bytes::copy_from_slice(topic)),
+            (false, Some(index)) => drop(state.topics.swap_remove(index)),
+            _ => return Ok(()),
+        }
+        let entries = wants(&state.topics, TOPIC_CHAT.as_bytes());
+        if entries != (state.subscribed_at != 0) {
+            state.subscribed_at = if entries { self.now() } else { 0 };
+        }
+        drop(state);
+        self.changed_subscriptions();
+        Ok(())
+    }
+
+    /// Changes whenever [`Feeds::audience`] may answer otherwise.
+    pub(crate) fn version(&self) -> u64 {
+        self.version.load(Relaxed)
+    }
+
+    /// Those who subscribe a message that begins with `topic`.
+    pub(crate) fn audience(&self, topic: &[u8]) -> Vec<Arc<Feed>> {
+        let feeds = lock(&self.feeds);
+        feeds.values().filter(|feed| wants(&lock(&feed.state).topics, topic)).cloned().collect()
+    }
+
+    /// Queues `chunk` for all of `audience`; it ends `midway` through a message or between two. Who has too much queued by
+    /// then is cut.
+    pub(crate) fn give(&self, audience: &[Arc<Feed>], chunk: &Bytes, midway: bool) {
+        for feed in audience {
+            let mut state = lock(&feed.state);
+            if state.cut.is_some() {
+                continue;
+            }
+            let before = state.queue.bytes();
+            state.queue.push(chunk.clone());
+            state.midway = midway;
+            if !midway && let Some(pong) = state.pong.take() {
+                state.queue.push(pong);
+            }
+            let bytes = state.queue.bytes();
+            let all = self.queued.fetch_add(bytes - before, Relaxed) + bytes - before;
+            let share = all > limits::QUEUES_BYTES_MAX && bytes >= all / self.count().max(1);
+            if bytes > limits::QUEUE_BYTES_MAX || share {
+                self.queued.fetch_sub(bytes, Relaxed);
+                (state.queue, state.cut) = (Queue::default(), Some(bytes));
+            }
+            drop(state);
+            feed.ready.notify_one();
         }
     }
 
-    /// The caller took `bytes`.
-    pub(crate) fn took(&self, feed: &Feed, bytes: usize) {
+    /// Writes of what is queued what can be written by `write`; gives the bytes written.
+    pub(crate) fn take(
+        &self,
+        feed: &Feed,
+        write: impl FnMut(&[IoSlice<'_>]) -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        let mut state = lock(&feed.state);
+        let before = state.queue.bytes();
+        let written = state.queue.write(write);
+        let bytes = before - state.queue.bytes();
         if bytes > 0 {
-            feed.took_at.store(self.now(), Relaxed);
-        }
-    }
-
-    /// Now so many bytes are queued for it; whether that is too much.
-    pub(crate) fn queued(&self, feed: &Feed, bytes: usize) -> bool {
-        let before = feed.queued.swap(bytes, Relaxed);
-        if before != bytes {
-            // Wraps when it shrinks, as the atomic does.
-            let all =
-                self.queued.fetch_add(bytes.wrapping_sub(before), Relaxed).wrapping_add(bytes).wrapping_sub(before);
+            state.took_at = self.now();
+            self.queued.fetch_sub(bytes, Relaxed);
             self.wake();
-            return bytes > limits::QUEUE_BYTES_MAX
-                || (all > limits::QUEUES_BYTES_MAX && bytes >= all / self.count().max(1));
         }
-        false
+        written
     }
 
     /// `bytes` for `run` were dropped.
@@ -176,53 +242,57 @@ impl Feeds {
         lock(&self.dropped).get(&run).copied().unwrap_or(0)
     }
 
-    /// Whether publishing may go on. It waits while too much is inside the publisher; and while somebody who takes
-    /// messages is behind and nobody who is settled and takes messages keeps up. Newcomers may be behind, too: else one
-    /// that is cut for being slow within its first second, and comes again, would never settle.
+    /// Whether publishing may go on. It waits while too much is inside the publisher; while somebody who takes messages is
+    /// behind and nobody who is settled and takes messages keeps up; and, as far as patience goes, for those who lag behind
+    /// others. Newcomers may be behind, too: else one that is cut for being slow within its first second, and comes again,
+    /// would never settle.
     pub(crate) fn flow(&self) -> Flow {
         let (now, sent) = (self.now(), self.sent.load(Relaxed));
         let within = |at: u64, time: Duration| now.saturating_sub(at) <= time.as_millis() as u64;
-        let (mut keeping, mut behind) = (false, false);
+        if sent.saturating_sub(self.seen.load(Relaxed)) > limits::INSIDE_BYTES_MAX {
+            let since = match self.over_since.load(Relaxed) {
+                0 => now,
+                since => since,
+            };
+            if within(since.max(self.seen_at.load(Relaxed)), limits::INSIDE_STALL) {
+                self.over_since.store(since, Relaxed);
+                return Flow::Wait;
+            }
+            self.seen.store(sent, Relaxed);
+        }
+        self.over_since.store(0, Relaxed);
+        let (mut keeping, mut behind, mut lagging) = (false, false, false);
         for feed in lock(&self.feeds).values() {
-            let subscribed_at = feed.subscribed_at.load(Relaxed);
-            if subscribed_at == 0 {
+            let state = lock(&feed.state);
+            if state.subscribed_at == 0 || state.took_at == 0 || !within(state.took_at, limits::TAKES) {
                 continue;
             }
-            if sent.saturating_sub(feed.seen.load(Relaxed)) > limits::INSIDE_BYTES_MAX {
-                let since = match feed.over_since.load(Relaxed) {
-                    0 => now,
-                    since => since,
-                };
-                if within(since.max(feed.seen_at.load(Relaxed)), limits::INSIDE_STALL) {
-                    feed.over_since.store(since, Relaxed);
-                    return Flow::Wait;
-                }
-                feed.seen.store(sent, Relaxed);
-            }
-            feed.over_since.store(0, Relaxed);
-            let took_at = feed.took_at.load(Relaxed);
-            if took_at != 0 && within(took_at, limits::TAKES) {
-                let settled = !within(subscribed_at, limits::SETTLED);
-                if feed.queued.load(Relaxed) > limits::BEHIND_BYTES {
-                    behind = true;
-                } else if settled {
-                    keeping = true;
-                }
+            let bytes = state.queue.bytes();
+            lagging |= bytes > limits::LAGS_BYTES;
+            if bytes > limits::BEHIND_BYTES {
+                behind = true;
+            } else if !within(state.subscribed_at, limits::SETTLED) {
+                keeping = true;
             }
         }
-        if behind && !keeping { Flow::Wait } else { Flow::Open }
+        let waits = behind && !keeping || lock(&self.patience).lasts(self.start.elapsed(), lagging && keeping);
+        if waits { Flow::Wait } else { Flow::Open }
     }
 
     /// Whether all that was published has been written to all.
     pub(crate) fn is_drained(&self) -> bool {
-        let sent = self.sent.load(Relaxed);
-        lock(&self.feeds).values().all(|feed| feed.seen.load(Relaxed) >= sent && feed.queued.load(Relaxed) == 0)
+        self.seen.load(Relaxed) >= self.sent.load(Relaxed) && self.queued.load(Relaxed) == 0
     }
 
     /// Resolves when something moves; at the latest after 50 ms, because the rules also depend on time.
     pub(crate) async fn changed(&self) {
         self.awaited.store(true, Relaxed);
         let _ = tokio::time::timeout(Duration::from_millis(50), self.moved.notified()).await;
+    }
+
+    fn changed_subscriptions(&self) {
+        self.version.fetch_add(1, Relaxed);
+        self.wake();
     }
 
     fn wake(&self) {
@@ -240,13 +310,39 @@ impl Feeds {
     #[cfg(test)]
     pub(crate) fn settled(&self) -> usize {
         let settled = |at: u64| at != 0 && self.now().saturating_sub(at) > limits::SETTLED.as_millis() as u64;
-        lock(&self.feeds).values().filter(|feed| settled(feed.subscribed_at.load(Relaxed))).count()
+        lock(&self.feeds).values().filter(|feed| settled(lock(&feed.state).subscribed_at)).count()
     }
 
     #[cfg(test)]
     fn later(&mut self, time: Duration) {
         self.start -= time;
     }
+}
+
+/// How long publishing may still wait for callers that are slower than others.
+#[derive(Debug)]
+struct Patience {
+    left: Duration,
+    /// When it was last asked, and what it answered.
+    asked: Duration,
+    waits: bool,
+}
+
+impl Patience {
+    /// Whether it lasts, at this time, for what is `wanted`. It comes back a quarter as fast as it goes, and is not begun
+    /// again before there is some.
+    fn lasts(&mut self, now: Duration, wanted: bool) -> bool {
+        let passed = now.saturating_sub(self.asked);
+        self.left =
+            if self.waits { self.left.saturating_sub(passed) } else { (self.left + passed / 4).min(limits::PATIENCE) };
+        let enough = if self.waits { Duration::from_micros(1) } else { limits::PATIENCE / 4 };
+        (self.asked, self.waits) = (now, wanted && self.left >= enough);
+        self.waits
+    }
+}
+
+fn wants(topics: &[Bytes], topic: &[u8]) -> bool {
+    topics.iter().any(|wanted| topic.starts_with(wanted))
 }
 
 /// A mutex that nobody can have poisoned: nothing panics while it is held.
@@ -263,20 +359,28 @@ mod tests {
 
     fn settled(feeds: &mut Feeds, number: u64) -> Arc<Feed> {
         let feed = feeds.enter(number);
-        feeds.subscribed(&feed, true);
+        feeds.want(&feed, true, b"chat").unwrap();
         feeds.later(Duration::from_millis(1500));
         feed
     }
 
-    fn takes(feeds: &Feeds, feed: &Feed, queued: usize) {
-        feeds.took(feed, 1);
-        feeds.queued(feed, queued);
+    /// Has it take what is queued, and then so many bytes queued.
+    fn takes(feeds: &Feeds, feed: &Arc<Feed>, queued: usize) {
+        let all = |slices: &[IoSlice<'_>]| Ok(slices.iter().map(|slice| slice.len()).sum());
+        give(feeds, feed, 1);
+        feeds.take(feed, all).unwrap();
+        give(feeds, feed, queued);
+    }
+
+    fn give(feeds: &Feeds, feed: &Arc<Feed>, bytes: usize) {
+        static ZEROS: [u8; 64 * MIB] = [0; 64 * MIB];
+        feeds.give(std::slice::from_ref(feed), &Bytes::from_static(&ZEROS[..bytes]), false);
     }
 
     #[test]
-    fn with_nobody_there_publishing_never_waits() {
+    fn with_nobody_there_publishing_waits_for_the_publisher_only() {
         let feeds = Feeds::new();
-        feeds.sent(1 << 40);
+        feeds.seen(feeds.sent(1 << 40));
         assert_eq!(feeds.flow(), Flow::Open);
         assert!(feeds.is_drained());
     }
@@ -301,7 +405,7 @@ mod tests {
         let mut feeds = Feeds::new();
         let settled = settled(&mut feeds, 1);
         let newcomer = feeds.enter(2);
-        feeds.subscribed(&newcomer, true);
+        feeds.want(&newcomer, true, b"chat").unwrap();
         takes(&feeds, &settled, 0);
         takes(&feeds, &newcomer, 5 * MIB);
         assert_eq!(feeds.flow(), Flow::Open);
@@ -310,19 +414,37 @@ mod tests {
         let feed = super::tests::settled(&mut feeds, 3);
         takes(&feeds, &feed, 5 * MIB);
         let newest = feeds.enter(4);
-        feeds.subscribed(&newest, true);
+        feeds.want(&newest, true, b"chat").unwrap();
         takes(&feeds, &newest, 0);
         assert_eq!(feeds.flow(), Flow::Wait);
     }
 
     #[test]
+    fn publishing_waits_for_one_that_lags_behind_others_but_only_a_while() {
+        let mut feeds = Feeds::new();
+        let (fast, slow) = (settled(&mut feeds, 1), settled(&mut feeds, 2));
+        takes(&feeds, &fast, 0);
+        takes(&feeds, &slow, 15 * MIB);
+        assert_eq!(feeds.flow(), Flow::Open);
+        takes(&feeds, &slow, 2 * MIB);
+        assert_eq!(feeds.flow(), Flow::Open);
+        let mut waited = 0;
+        for _ in 0..100 {
+            takes(&feeds, &fast, 0);
+            takes(&feeds, &slow, 17 * MIB);
+            waited += u32::from(feeds.flow() == Flow::Wait);
+            feeds.later(Duration::from_millis(100));
+        }
+        assert!((20..40).contains(&waited), "{waited} of 100");
+    }
+
+    #[test]
     fn publishing_waits_for_the_publisher_but_not_for_ever() {
         let mut feeds = Feeds::new();
-        let feed = settled(&mut feeds, 1);
-        feeds.seen(&feed, 0);
+        feeds.seen(0);
         let sent = feeds.sent(2 * MIB as u64);
         assert_eq!(feeds.flow(), Flow::Wait);
-        feeds.seen(&feed, sent - MIB as u64);
+        feeds.seen(sent - MIB as u64);
         assert_eq!(feeds.flow(), Flow::Open);
         feeds.sent(MIB as u64);
         assert_eq!(feeds.flow(), Flow::Wait);
@@ -331,15 +453,19 @@ mod tests {
     }
 
     #[test]
-    fn too_much_for_one_or_for_all_is_told() {
+    fn who_has_too_much_for_one_or_more_than_its_share_is_cut() {
         let mut feeds = Feeds::new();
         let one = settled(&mut feeds, 0);
-        assert!(!feeds.queued(&one, limits::QUEUE_BYTES_MAX));
-        assert!(feeds.queued(&one, limits::QUEUE_BYTES_MAX + 1));
+        give(&feeds, &one, limits::QUEUE_BYTES_MAX);
+        assert_eq!(one.cut(), None);
+        give(&feeds, &one, 1);
+        assert_eq!((one.cut(), one.bytes()), (Some(limits::QUEUE_BYTES_MAX + 1), 0));
         feeds.leave(0);
         let many: Vec<_> = (1..=10).map(|number| settled(&mut feeds, number)).collect();
-        assert_eq!(many.iter().filter(|feed| feeds.queued(feed, 31 * MIB)).count(), 2);
-        assert!(!feeds.queued(&many[0], MIB));
+        many.iter().for_each(|feed| give(&feeds, feed, 31 * MIB));
+        assert_eq!(many.iter().filter(|feed| feed.cut().is_some()).count(), 2);
+        give(&feeds, &many[0], 0);
+        assert_eq!(many[0].cut(), None);
         for number in 1..=10 {
             feeds.leave(number);
         }
@@ -347,16 +473,38 @@ mod tests {
     }
 
     #[test]
-    fn marks_are_told_from_messages_however_little_is_there() {
-        let mark = [MARK_HEAD, &77_u64.to_be_bytes()].concat();
-        assert_eq!(mark.len(), MARK_BYTES);
-        assert_eq!(Front::of(&mark), Front::Mark(77));
-        for end in 1..mark.len() {
-            assert_eq!(Front::of(&mark[..end]), Front::Part, "{end}");
-        }
-        for other in [&b""[..], b"\x01\x04chat", b"\x01\x04mesh\0\x01x", b"\x00", b"\x01\x48to."] {
-            assert_eq!(Front::of(other), Front::Other);
-        }
+    fn a_pong_is_written_between_two_messages() {
+        let feeds = Feeds::new();
+        let feed = feeds.enter(1);
+        let mut written = Vec::new();
+        let audience = [feed.clone()];
+        feeds.give(&audience, &Bytes::from_static(b"ab"), true);
+        feed.pong(&feeds, Bytes::from_static(b"PONG"));
+        feeds.give(&audience, &Bytes::from_static(b"c"), false);
+        feed.pong(&feeds, Bytes::from_static(b"PONG"));
+        let write = |slices: &[IoSlice<'_>]| {
+            written.extend(slices.iter().flat_map(|slice| slice.iter().copied()));
+            Ok(slices.iter().map(|slice| slice.len()).sum())
+        };
+        feeds.take(&feed, write).unwrap();
+        assert_eq!(written, b"abcPONGPONG");
+        assert!(feeds.is_drained());
+    }
+
+    #[test]
+    fn an_audience_is_who_subscribes_a_beginning() {
+        let feeds = Feeds::new();
+        let (a, b) = (feeds.enter(1), feeds.enter(2));
+        feeds.want(&a, true, b"chat").unwrap();
+        let version = feeds.version();
+        feeds.want(&b, true, b"").unwrap();
+        assert_ne!(feeds.version(), version);
+        assert_eq!(feeds.audience(b"chatter").len(), 2);
+        assert_eq!(feeds.audience(b"mesh").len(), 1);
+        feeds.want(&b, false, b"").unwrap();
+        assert_eq!(feeds.audience(b"mesh").len(), 0);
+        feeds.leave(1);
+        assert_eq!(feeds.audience(b"chat").len(), 0);
     }
 
     #[test]

@@ -1,28 +1,26 @@
 //! A caller: a peer that has connected to hear our publisher.
 //!
-//! Owns its TCP connection and a Unix connection to the publisher. It takes whatever the publisher gives at once, whether
-//! or not the caller keeps up, into a queue bounded in bytes; a caller beyond the bound is cut. From the caller only
-//! subscriptions and PING get in.
+//! Owns its TCP connection and its [`Feed`], a queue that the fan-out fills, bounded in bytes; a caller beyond the bound is
+//! cut. From the caller only subscriptions and PING are taken.
 
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 
-use bytes::{Buf, Bytes};
-use tokio::net::{TcpStream, UnixStream};
+use bytes::Buf;
+use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
-use super::feed::{Feed, Front, MARK_BYTES, mark_subscription};
+use super::feed::Feed;
 use super::line::{self, Line};
 use super::outbound::connect;
-use super::queue::{Intake, Queue};
-use super::zmtp::{self, Broken, Command, Header, Piece, Role, Walker};
+use super::queue::Intake;
+use super::zmtp::{self, Broken, Command, Header, Role};
 use super::{Door, Peer, Refusal, ShakeError, Shared, is_stock, limits, lock, prepare, shake};
 use crate::id::Run;
 use crate::metrics::count;
 use crate::net::NetEvent;
-use crate::wire::TOPIC_CHAT;
 
 /// Serves a caller from its first byte to the end.
 pub(super) async fn serve(number: u64, tcp: TcpStream, address: SocketAddr, shared: Arc<Shared>) {
@@ -81,28 +79,10 @@ async fn feed(number: u64, line: Line, peer: Option<Peer>, address: SocketAddr, 
     if shared.feeds.count() >= limits::CALLERS_MAX {
         return cut("callers");
     }
-    let mut path = shared.publisher.clone();
-    let from = path.borrow_and_update().clone();
-    let Ok(Ok(publisher)) = timeout(limits::HANDSHAKE, reach(&from)).await else {
-        tracing::warn!("the publisher does not answer");
-        return cut("publisher");
-    };
+    let mut publisher = shared.publisher.clone();
+    publisher.mark_unchanged();
     let feed = shared.feeds.enter(number);
-    let mut caller = Caller {
-        shared,
-        line,
-        publisher,
-        number,
-        feed,
-        outgoing: Intake::new(),
-        walker: Walker::default(),
-        queue: Queue::default(),
-        pong: None,
-        incoming: Intake::new(),
-        wishes: Queue::default(),
-        topics: Vec::new(),
-    };
-    caller.wishes.push(mark_subscription());
+    let mut caller = Caller { shared, line, number, feed, incoming: Intake::new() };
     if let Some(peer) = peer {
         *lock(&shared.callers).entry(peer.run).or_default() += 1;
     }
@@ -117,7 +97,7 @@ async fn feed(number: u64, line: Line, peer: Option<Peer>, address: SocketAddr, 
         let relay = async {
             tokio::select! {
                 end = caller.relay() => end,
-                _ = path.changed() => End::Restart,
+                _ = publisher.changed() => End::Restart,
             }
         };
         let mut relay = pin!(relay);
@@ -126,7 +106,7 @@ async fn feed(number: u64, line: Line, peer: Option<Peer>, address: SocketAddr, 
             _ = &mut tell => (relay.await, true),
         }
     };
-    let dropped = caller.queue.bytes() as u64;
+    let dropped = caller.feed.cut().unwrap_or_default() as u64;
     drop(caller);
     if !told {
         tell.await;
@@ -197,13 +177,6 @@ impl Drop for Handshake<'_> {
     }
 }
 
-/// A connection to our publisher, as a SUB.
-async fn reach(path: &std::path::Path) -> Result<UnixStream, ShakeError> {
-    let mut stream = UnixStream::connect(path).await?;
-    shake(&mut stream, &zmtp::ready(Role::Sub, &[])).await?;
-    Ok(stream)
-}
-
 /// Why a caller's connection ended.
 enum End {
     /// One of the two sockets was closed.
@@ -235,22 +208,11 @@ impl From<Broken> for End {
 struct Caller<'a> {
     shared: &'a Shared,
     line: Line,
-    publisher: UnixStream,
     number: u64,
+    /// What it subscribes, and what is to be written to it.
     feed: Arc<Feed>,
-    /// From the publisher.
-    outgoing: Intake,
-    walker: Walker,
-    /// To the caller.
-    queue: Queue,
-    /// To be sent at the next border between messages.
-    pong: Option<Bytes>,
     /// From the caller.
     incoming: Intake,
-    /// To the publisher.
-    wishes: Queue,
-    /// What it subscribes.
-    topics: Vec<Bytes>,
 }
 
 impl Drop for Caller<'_> {
@@ -266,126 +228,55 @@ impl Caller<'_> {
         loop {
             // A busy connection must let others have their turn.
             tokio::task::consume_budget().await;
+            let waits = self.feed.bytes() > 0;
             let done = tokio::select! {
-                ready = self.publisher.readable() => ready.map_err(End::from).and_then(|()| self.take()),
-                ready = self.line.writable(), if !self.queue.is_empty() || self.line.is_pending() => ready.map_err(End::from),
-                ready = self.line.readable(), if self.wishes.bytes() < limits::COMMAND_BYTES_MAX => {
-                    ready.map_err(End::from).and_then(|()| self.hear())
-                }
-                ready = self.publisher.writable(), if !self.wishes.is_empty() => ready.map_err(End::from),
-                () = tokio::time::sleep_until(moved + limits::IDLE), if !self.queue.is_empty() => Err(End::Idle),
+                () = self.feed.ready() => if self.feed.cut().is_some() { Err(End::Slow) } else { Ok(()) },
+                ready = self.line.writable(), if waits || self.line.is_pending() => ready.map_err(End::from),
+                ready = self.line.readable() => ready.map_err(End::from).and_then(|()| self.hear()),
+                () = tokio::time::sleep_until(moved + limits::IDLE), if waits => Err(End::Idle),
             };
-            let waited = self.queue.bytes();
             match done.and_then(|()| self.give()) {
-                Ok(bytes) if bytes > 0 || waited == 0 => moved = Instant::now(),
+                Ok(bytes) if bytes > 0 || !waits => moved = Instant::now(),
                 Ok(_) => {}
                 Err(end) => return end,
             }
         }
     }
 
-    /// Takes what the publisher has.
-    fn take(&mut self) -> Result<(), End> {
-        let Caller { publisher, outgoing, .. } = self;
-        if outgoing.read(|bytes| publisher.try_read_buf(bytes))? == Some(0) {
-            return Err(End::Gone);
-        }
-        let mut at = 0;
-        loop {
-            let bytes = &mut self.outgoing.bytes;
-            if self.walker.at_border() {
-                if let Some(pong) = self.pong.take() {
-                    self.queue.push(bytes.split_to(at).freeze());
-                    self.queue.push(pong);
-                    at = 0;
-                }
-                match Front::of(&bytes[at..]) {
-                    Front::Mark(sent) => {
-                        self.queue.push(bytes.split_to(at).freeze());
-                        bytes.advance(MARK_BYTES);
-                        at = 0;
-                        self.shared.feeds.seen(&self.feed, sent);
-                        continue;
-                    }
-                    Front::Part => break,
-                    Front::Other => {}
-                }
-            }
-            match self.walker.step(&bytes[at..])? {
-                Some(Piece::Message(bytes)) => at += bytes,
-                Some(Piece::Command(..)) => return Err(Broken::Command.into()),
-                None => break,
-            }
-        }
-        self.queue.push(self.outgoing.bytes.split_to(at).freeze());
-        Ok(())
-    }
-
-    /// Writes what can be written, both ways; gives the bytes that the caller took.
+    /// Writes what can be written; gives the bytes that the caller took.
     fn give(&mut self) -> Result<usize, End> {
-        if self.walker.at_border()
-            && let Some(pong) = self.pong.take()
-        {
-            self.queue.push(pong);
-        }
-        let Caller { line, publisher, .. } = self;
+        let Caller { shared, line, feed, .. } = self;
         line.push()?;
-        let bytes = self.queue.write(|slices| line.try_write_vectored(slices))?;
-        self.wishes.write(|slices| publisher.try_write_vectored(slices))?;
-        self.shared.feeds.took(&self.feed, bytes);
-        match self.shared.feeds.queued(&self.feed, self.queue.bytes()) {
-            true => Err(End::Slow),
-            false => Ok(bytes),
-        }
+        Ok(shared.feeds.take(feed, |slices| line.try_write_vectored(slices))?)
     }
 
     /// Reads what the caller wants.
     fn hear(&mut self) -> Result<(), End> {
-        let Caller { line, incoming, .. } = self;
+        let Caller { shared: Shared { feeds, .. }, line, feed, incoming, .. } = self;
         if incoming.read(|bytes| line.try_read_buf(bytes))? == Some(0) {
             return Err(End::Gone);
         }
-        while let Some(header) = Header::parse(&self.incoming.bytes)? {
+        let bytes = &mut incoming.bytes;
+        while let Some(header) = Header::parse(bytes)? {
             if !header.command && (header.more || header.len > 1 + limits::SUBSCRIPTION_BYTES_MAX) {
                 return Err(Broken::Subscription.into());
             }
-            if self.incoming.bytes.len() < header.bytes + header.len {
-                break;
-            }
-            self.incoming.bytes.advance(header.bytes);
-            let body = self.incoming.bytes.split_to(header.len).freeze();
+            let Some(body) = bytes.get(header.bytes..header.bytes + header.len) else { break };
             if header.command {
-                match Command::parse(&body)? {
-                    Command::Subscribe(topic) => self.want(true, body.slice_ref(topic))?,
-                    Command::Cancel(topic) => self.want(false, body.slice_ref(topic))?,
-                    Command::Ping(context) => self.pong = Some(zmtp::pong(context)),
+                match Command::parse(body)? {
+                    Command::Subscribe(topic) => feeds.want(feed, true, topic)?,
+                    Command::Cancel(topic) => feeds.want(feed, false, topic)?,
+                    Command::Ping(context) => feed.pong(feeds, zmtp::pong(context)),
                     Command::Pong => {}
                 }
             } else {
-                match body.first() {
-                    Some(wanted @ (0 | 1)) => self.want(*wanted == 1, body.slice(1..))?,
+                match body {
+                    [wanted @ (0 | 1), topic @ ..] => feeds.want(feed, *wanted == 1, topic)?,
                     _ => return Err(Broken::Subscription.into()),
                 }
             }
+            bytes.advance(header.bytes + header.len);
         }
-        Ok(())
-    }
-
-    /// Passes a subscription on. Each topic counts once, however often it is asked for.
-    fn want(&mut self, wanted: bool, topic: Bytes) -> Result<(), Broken> {
-        if topic.len() > limits::SUBSCRIPTION_BYTES_MAX {
-            return Err(Broken::Subscription);
-        }
-        match (wanted, self.topics.iter().position(|other| *other == topic)) {
-            (true, None) if self.topics.len() >= limits::SUBSCRIPTIONS_MAX => return Err(Broken::Subscription),
-            // Copied: a slice would hold the whole block it was read in.
-            (true, None) => self.topics.push(Bytes::copy_from_slice(&topic)),
-            (false, Some(index)) => drop(self.topics.swap_remove(index)),
-            _ => return Ok(()),
-        }
-        self.wishes.push(zmtp::subscription(wanted, &topic));
-        let entries = self.topics.iter().any(|topic| TOPIC_CHAT.as_bytes().starts_with(topic));
-        self.shared.feeds.subscribed(&self.feed, entries);
         Ok(())
     }
 }

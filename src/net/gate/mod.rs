@@ -1,12 +1,13 @@
 //! The gate: all bytes between the `zeromq` sockets and the LAN pass through it, and are checked.
 //!
 //! One packet can abort a process that lets `zeromq` read from the LAN. So its sockets know only Unix sockets in a private
-//! folder, and the gate stands between these and TCP: [`inbound`] for peers that call us to hear our publisher,
-//! [`outbound`] for peers that we dial to hear. Both sides begin with the same handshake, in which a node says who it is.
+//! folder, and the gate stands between these and TCP: [`inbound`] for peers that call us to hear our publisher, fed by
+//! [`fanout`], [`outbound`] for peers that we dial to hear. Both sides begin with the same handshake, in which a node says who it is.
 //! In a mesh with a key all of that is sealed first ([`line`]).
 //! The gate parses greeting, commands and frame headers, never the messages. It holds back nobody but the peer concerned:
 //! what comes out of our publisher it takes at once, whatever the peer does.
 
+mod fanout;
 pub(crate) mod feed;
 pub(crate) mod inbound;
 pub(crate) mod limits;
@@ -27,6 +28,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 
+use self::fanout::Fanout;
 use self::feed::{Feeds, lock};
 use self::line::Line;
 use self::turns::Turns;
@@ -193,7 +195,7 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     pub(crate) events: mpsc::Sender<NetEvent>,
     pub(crate) feeds: Arc<Feeds>,
-    /// Where our publisher is bound; a change ends all connections to it.
+    /// Where our publisher is bound; a change ends the connections of all callers, which may be in the midst of a message.
     pub(crate) publisher: watch::Receiver<PathBuf>,
     /// Connections of each caller.
     callers: Mutex<HashMap<Run, usize>>,
@@ -238,20 +240,27 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
-    /// Begins to accept.
-    pub(crate) fn start(
+    /// Hears our publisher, and begins to accept.
+    ///
+    /// # Errors
+    /// The publisher cannot be reached.
+    pub(crate) async fn start(
         listener: TcpListener,
         door: Door,
         metrics: Metrics,
         events: mpsc::Sender<NetEvent>,
         feeds: Arc<Feeds>,
-        publisher: watch::Receiver<PathBuf>,
-    ) -> Gate {
+        mut publisher: watch::Receiver<PathBuf>,
+    ) -> io::Result<Gate> {
+        let path = publisher.borrow_and_update().clone();
+        let fanout = Fanout::reach(&path).await?.run(publisher.clone(), feeds.clone());
         let (callers, handshakes) = Default::default();
         let shared = Arc::new(Shared { door, metrics, events, feeds, publisher, callers, handshakes });
         let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(accept(listener, shared.clone(), stopped));
-        Gate { shared, stop, task, offers: (JoinSet::new(), 0) }
+        let mut tasks = JoinSet::new();
+        tasks.spawn(fanout);
+        let task = tokio::spawn(accept(listener, shared.clone(), tasks, stopped));
+        Ok(Gate { shared, stop, task, offers: (JoinSet::new(), 0) })
     }
 
     /// Offers what we publish to `run`, which hears nobody that it cannot dial, over a connection of our own to `address`.
@@ -286,8 +295,13 @@ impl Gate {
     }
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>, mut stopped: oneshot::Receiver<()>) {
-    let mut tasks = JoinSet::new();
+/// Serves whoever calls; `tasks` end with it, and it with one that panics.
+async fn accept(
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    mut tasks: JoinSet<()>,
+    mut stopped: oneshot::Receiver<()>,
+) {
     let mut turns = Turns::new();
     let mut pause = limits::ACCEPT_PAUSE.0;
     let mut number = 0;

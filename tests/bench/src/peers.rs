@@ -100,17 +100,22 @@ fn rows(seconds: u64) -> Vec<Row> {
     rows
 }
 
-/// Runs all of it; answers whether hubless lost and doubled nothing.
+/// Runs all of it, or the rows that have all the words of `--only`; answers whether hubless lost and doubled nothing.
 pub fn run(words: &[&str]) -> Result<bool, Box<dyn Error>> {
-    let (mut repeat, mut seconds) = (5, 2);
+    let (mut repeat, mut seconds, mut only) = (5, 2, "");
     for option in words.chunks(2) {
         match option {
             ["--repeat", number] => repeat = number.parse()?,
             ["--seconds", number] => seconds = number.parse()?,
-            _ => return Err("usage: hubless-bench peers [--repeat N] [--seconds N]".into()),
+            ["--only", words] => only = words,
+            _ => return Err("usage: hubless-bench peers [--repeat N] [--seconds N] [--only 'hubless 1-4 64']".into()),
         }
     }
     let mut rows = rows(seconds);
+    rows.retain(|row| {
+        let name = format!("{} {} {}", row.what(), row.plan.size, row.system.name());
+        only.split(' ').all(|word| word.is_empty() || name.split(' ').any(|other| other == word))
+    });
     let all = rows.len() * repeat;
     for repetition in 0..repeat {
         let mut order: Vec<usize> = (0..rows.len()).collect();
@@ -124,9 +129,10 @@ pub fn run(words: &[&str]) -> Result<bool, Box<dyn Error>> {
             let done = repetition * (all / repeat) + done + 1;
             let what = format!("{} {} B", row.what(), row.plan.size);
             eprintln!(
-                "{done}/{all}  {what:<28} {:<8} {:>10.0}/s, lost {}",
+                "{done}/{all}  {what:<28} {:<8} {:>10.0}/s, {:>7.2} us, lost {}",
                 row.system.name(),
                 flow.rate,
+                flow.cost.cpu_us / flow.sent as f64,
                 flow.lost + flow.doubled
             );
             row.flows.push(flow);
