@@ -13,10 +13,11 @@
 //! body by its hash. Golden bytes in `tests/wire.rs` guard it.
 
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes};
 use std::sync::Arc;
 
 use super::clock::Hlc;
+use super::entry::{self, Raw, Walk};
 pub use super::payload::{Payload, Text};
 use crate::id::{EntryId, Epoch, Key, NodeId, NodeKey, Room, Run, Seq};
 
@@ -64,9 +65,6 @@ pub enum Via {
     #[serde(rename = "redis")]
     Stream,
 }
-
-/// By their number on the wire.
-const VIAS: [Via; 6] = [Via::Mesh, Via::Redis, Via::Amqp, Via::Plain, Via::Import, Via::Stream];
 
 /// A message before it has an id.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,82 +136,6 @@ struct WirePreamble<'a> {
     name: &'a str,
     /// The keys of those entries that have one, by index.
     keys: Vec<(u32, [u8; 16])>,
-}
-
-#[derive(bincode::Encode)]
-struct WireEntry<'a> {
-    room: &'a str,
-    name: Option<&'a str>,
-    via: Via,
-    content: WireContent<'a>,
-}
-
-/// Grows only at the end.
-#[derive(bincode::Encode)]
-enum WireContent<'a> {
-    Text(&'a str),
-    Data { mime: &'a str, data: &'a [u8] },
-}
-
-/// A [`WireEntry`] as it stands in a body. What should be text is not checked.
-struct Raw<'a> {
-    room: &'a [u8],
-    name: Option<&'a [u8]>,
-    via: Via,
-    /// Of data, not of text.
-    mime: Option<&'a [u8]>,
-    content: &'a [u8],
-}
-
-/// Walks over entries: a reader does so for each message, and it takes a fraction of the time of a general decoder.
-struct Walk<'a>(&'a [u8]);
-
-impl<'a> Walk<'a> {
-    /// Steps over an entry; none: there is none.
-    #[inline]
-    fn entry(&mut self) -> Option<Raw<'a>> {
-        let room = self.field()?;
-        let name = match self.number()? {
-            0 => None,
-            1 => Some(self.field()?),
-            _ => return None,
-        };
-        let via = *VIAS.get(usize::try_from(self.number()?).ok()?)?;
-        let mime = match self.number()? {
-            0 => None,
-            1 => Some(self.field()?),
-            _ => return None,
-        };
-        Some(Raw { room, name, via, mime, content: self.field()? })
-    }
-
-    /// Bytes with their length before them.
-    #[inline]
-    fn field(&mut self) -> Option<&'a [u8]> {
-        let length = usize::try_from(self.number()?).ok()?;
-        let (field, rest) = self.0.split_at_checked(length)?;
-        self.0 = rest;
-        Some(field)
-    }
-
-    /// A number as bincode writes it: in a byte up to 250, else in 2, 4 or 8 bytes behind one that says so.
-    #[inline]
-    fn number(&mut self) -> Option<u64> {
-        let (first, rest) = self.0.split_first()?;
-        let width = match first {
-            0..=250 => {
-                self.0 = rest;
-                return Some(u64::from(*first));
-            }
-            251 => 2,
-            252 => 4,
-            253 => 8,
-            _ => return None,
-        };
-        let (number, rest) = rest.split_at_checked(width)?;
-        self.0 = rest;
-        Some(number.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte)))
-    }
 }
 
 /// An encoded batch, whose header has been read and whose body and author have been checked. Cheap to clone.
@@ -496,15 +418,18 @@ impl Author<'_> {
         let mut count = 0;
         let mut body_bytes = 0;
         for draft in drafts {
-            body_bytes += draft_bytes(draft);
-            if count > 0 && (body_bytes > BODY_BYTES_MAX || count == BATCH_ENTRIES_MAX) {
+            let more = entry::bytes(draft);
+            if count > 0 && (body_bytes + more > BODY_BYTES_MAX || count == BATCH_ENTRIES_MAX) {
                 break;
             }
-            count += 1;
+            (count, body_bytes) = (count + 1, body_bytes + more);
         }
         let drafts = &drafts[..count];
-        let mut bytes =
-            BytesMut::with_capacity(HEADER_BYTES + body_bytes.min(BODY_BYTES_MAX.max(draft_bytes(&drafts[0]))) + 160);
+        let keys: Vec<(u32, [u8; 16])> =
+            drafts.iter().zip(0u32..).filter_map(|(draft, index)| Some((index, draft.key?.0))).collect();
+        let preamble = WirePreamble { name: self.name, keys };
+        let preamble = bincode::encode_to_vec(preamble, CODING).unwrap_or_default();
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + preamble.len() + body_bytes);
         bytes.put_u8(BATCH_VERSION);
         bytes.put_slice(&self.origin.node.0);
         bytes.put_u64_le(self.origin.epoch.0);
@@ -514,23 +439,15 @@ impl Author<'_> {
         bytes.put_slice(&[0; 32]);
         bytes.put_slice(&self.previous);
         bytes.put_slice(&[0; 64]);
-        let keys = drafts.iter().zip(0u32..).filter_map(|(draft, index)| Some((index, draft.key?.0))).collect();
-        put(&mut bytes, &WirePreamble { name: self.name, keys });
+        bytes.put_slice(&preamble);
         for draft in drafts {
-            let content = match &draft.payload {
-                Payload::Text(text) => WireContent::Text(text.as_str()),
-                Payload::Data { mime, data } => WireContent::Data { mime, data },
-            };
-            put(
-                &mut bytes,
-                &WireEntry { room: draft.room.as_str(), name: draft.name.as_deref(), via: draft.via, content },
-            );
+            entry::put(&mut bytes, draft);
         }
         let hash = blake3::hash(&bytes[HEADER_BYTES..]);
         bytes[BODY_HASH_OFFSET..BODY_HASH_OFFSET + 32].copy_from_slice(hash.as_bytes());
         let signature = self.key.sign(&signed(&bytes));
         bytes[SIGNATURE_OFFSET..HEADER_BYTES].copy_from_slice(&signature);
-        Batch { bytes: bytes.freeze(), origin: self.origin, first: self.first, count: count as u32, hlc: self.hlc }
+        Batch { bytes: bytes.into(), origin: self.origin, first: self.first, count: count as u32, hlc: self.hlc }
     }
 }
 
@@ -542,29 +459,6 @@ fn signed(batch: &[u8]) -> [u8; SIGNED_PREFIX.len() + SIGNATURE_OFFSET] {
     signed[..SIGNED_PREFIX.len()].copy_from_slice(SIGNED_PREFIX);
     signed[SIGNED_PREFIX.len()..].copy_from_slice(&batch[..SIGNATURE_OFFSET]);
     signed
-}
-
-/// An upper bound of what a draft takes in a body.
-fn draft_bytes(draft: &Draft) -> usize {
-    let mime = match &draft.payload {
-        Payload::Text(_) => 0,
-        Payload::Data { mime, .. } => mime.len(),
-    };
-    let key = draft.key.map_or(0, |_| 21);
-    24 + draft.room.as_str().len() + draft.name.as_ref().map_or(0, |name| name.len()) + mime + draft.payload.len() + key
-}
-
-/// Appends `value`; these types cannot fail to encode into memory.
-fn put<T: bincode::Encode>(bytes: &mut BytesMut, value: &T) {
-    struct Writer<'a>(&'a mut BytesMut);
-    impl bincode::enc::write::Writer for Writer<'_> {
-        fn write(&mut self, bytes: &[u8]) -> Result<(), bincode::error::EncodeError> {
-            self.0.extend_from_slice(bytes);
-            Ok(())
-        }
-    }
-    let done = bincode::encode_into_writer(value, Writer(bytes), CODING);
-    debug_assert!(done.is_ok());
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {

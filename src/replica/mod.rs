@@ -11,6 +11,7 @@ mod audit;
 pub mod batch;
 pub mod clock;
 pub mod control;
+mod entry;
 pub mod event;
 mod hashes;
 pub mod keys;
