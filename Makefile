@@ -66,6 +66,9 @@ sim: ## Run the simulator of the core (SEEDS=N seeds)
 instructions: ## Count the instructions that each message takes, as a test does that limits them
 	$(TEST) --test instructions -- --nocapture
 
+scale: ## What a full mesh of 10, 50, 200 and 1,000 nodes costs, in minutes: target/scale (NODES="10 50", SEED=N)
+	$(TEST) --test scale -- --ignored --nocapture
+
 fuzz: ## Search for bytes that do harm, a minute for each target (SECONDS_EACH=N, FUZZ=NAME)
 	@tests/fuzz.sh
 
@@ -88,4 +91,4 @@ bench-save: ## Keep a dated copy of what bench-peers measured, in tests/bench/re
 clean: ## Remove what was built, the tests' own set-up included
 	@rm -rf target tests/bench/target tests/web/node_modules examples/interop/node_modules
 
-.PHONY: help setup run test lint fmt doc sim instructions fuzz soak bench bench-peers bench-save clean
+.PHONY: help setup run test lint fmt doc sim scale instructions fuzz soak bench bench-peers bench-save clean

@@ -14,6 +14,7 @@ mod faults;
 mod hostile;
 mod links;
 mod plan;
+mod scale;
 mod store;
 mod world;
 
@@ -22,6 +23,7 @@ use std::fmt;
 #[cfg(feature = "mutants")]
 use crate::replica::Mutant;
 use plan::{Dice, Plan, mix};
+pub use scale::{Phase, Scale, Sort, TALK_LEAD_MS, Traffic, scale};
 use world::World;
 
 /// Which faults a seed is about.
