@@ -62,7 +62,7 @@ struct Seal {
     opened: BytesMut,
     /// For TCP.
     sealed_out: BytesMut,
-    /// What is to be sealed, gathered.
+    /// What is to be sealed, gathered where it is in pieces.
     scratch: Vec<u8>,
     /// What the other end signed, and how.
     said: Vec<u8>,
@@ -222,19 +222,27 @@ impl Seal {
 
     /// Seals the front of `slices` as one record; answers how much of them that is.
     fn close(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.scratch.clear();
-        for slice in slices {
-            let room = RECORD_BYTES_MAX - self.scratch.len();
-            self.scratch.extend_from_slice(&slice[..slice.len().min(room)]);
-        }
-        let len = self.scratch.len() + TAG_BYTES;
+        let said = match slices {
+            [first, rest @ ..] if rest.is_empty() || first.len() >= RECORD_BYTES_MAX => {
+                &first[..first.len().min(RECORD_BYTES_MAX)]
+            }
+            _ => {
+                self.scratch.clear();
+                for slice in slices {
+                    let room = RECORD_BYTES_MAX - self.scratch.len();
+                    self.scratch.extend_from_slice(&slice[..slice.len().min(room)]);
+                }
+                &self.scratch
+            }
+        };
+        let len = said.len() + TAG_BYTES;
         let at = self.sealed_out.len();
         self.sealed_out.resize(at + HEAD_BYTES + len, 0);
         let head = u16::try_from(len).map_err(io::Error::other)?;
         self.sealed_out[at..at + HEAD_BYTES].copy_from_slice(&head.to_be_bytes());
-        let sealed = self.noise.write_message(&self.scratch, &mut self.sealed_out[at + HEAD_BYTES..]);
+        let sealed = self.noise.write_message(said, &mut self.sealed_out[at + HEAD_BYTES..]);
         sealed.map_err(io::Error::other)?;
-        Ok(self.scratch.len())
+        Ok(said.len())
     }
 
     fn push(&mut self, tcp: &TcpStream) -> io::Result<()> {
