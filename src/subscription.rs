@@ -389,6 +389,11 @@ impl Subscription {
         cursor
     }
 
+    /// Whether nothing is left of what the reader missed: it goes on with what comes.
+    pub(crate) fn is_live(&self) -> bool {
+        self.backlog.is_empty() && self.follow.as_ref().is_none_or(|follow| follow.reading.is_none())
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Delivery>> {
         loop {
             if let Some(message) = self.walk() {

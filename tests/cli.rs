@@ -5,8 +5,8 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail tests")]
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -679,4 +679,83 @@ fn as_json_every_line_of_a_node_is_an_event() {
         let event: Value = serde_json::from_str(line).unwrap();
         assert!(event["level"].is_string() && event["message"].is_string(), "{line}");
     }
+}
+
+/// What a process holds, in KiB.
+fn rss_kib(pid: u32) -> u64 {
+    let status = read(Path::new(&format!("/proc/{pid}/status")));
+    let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    rss.trim().strip_suffix("kB").unwrap().trim().parse().unwrap()
+}
+
+#[test]
+fn many_sockets_cost_little_memory_before_and_after_they_heard_much() {
+    const SOCKETS: usize = 500;
+    let home = Home::new();
+    let node = home.node(&[&QUIET[..], &["--http", "127.0.0.1:0"]].concat());
+    let (address, pid) = (node.text("http"), node.child.id());
+    let open = |number: usize| {
+        let mut stream = TcpStream::connect(&address).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let protocol = if number % 2 == 0 { "Sec-WebSocket-Protocol: hubless.v1\r\n" } else { "" };
+        let head = format!(
+            "GET / HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{protocol}\r\n"
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        if number % 2 == 0 {
+            let hello = br#"{"type":"hello"}"#;
+            let mut frame = vec![0x81, 0x80 | hello.len() as u8, 0, 0, 0, 0];
+            frame.extend_from_slice(hello);
+            stream.write_all(&frame).unwrap();
+        }
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 101");
+        if number % 2 == 0 {
+            assert!(take_until(&mut stream, b"\"type\":\"welcome\"") > 0);
+        }
+        stream
+    };
+    // The first ones bring what all share.
+    let mut sockets: Vec<TcpStream> = (0..100).map(open).collect();
+    let before = rss_kib(pid);
+    sockets.extend((0..SOCKETS).map(open));
+    let each = |what: &str| {
+        let kib = rss_kib(pid).saturating_sub(before) as usize / SOCKETS;
+        assert!(kib <= 24, "{what}: {kib} KiB each");
+    };
+    each("idle");
+    let mut speaker = sockets.pop().unwrap();
+    let readers: Vec<_> = sockets
+        .into_iter()
+        .map(|mut stream| {
+            let reader = move || {
+                take_until(&mut stream, b"the last one");
+                stream
+            };
+            std::thread::Builder::new().stack_size(128 * 1024).spawn(reader).unwrap()
+        })
+        .collect();
+    for number in 1..=1_000 {
+        let text = if number < 1_000 { format!("text {number}") } else { "the last one".into() };
+        let frame = [&[0x81, 0x80 | text.len() as u8, 0, 0, 0, 0], text.as_bytes()].concat();
+        speaker.write_all(&frame).unwrap();
+    }
+    let sockets: Vec<TcpStream> = readers.into_iter().map(|reader| reader.join().unwrap()).collect();
+    each("after 1,000 messages");
+    drop((sockets, speaker));
+}
+
+/// Reads on until this has come; answers how much that was.
+fn take_until(stream: &mut TcpStream, end: &[u8]) -> usize {
+    let (mut held, mut buffer, mut all) = (Vec::new(), [0; 16 * 1024], 0);
+    while !held.windows(end.len()).any(|bytes: &[u8]| bytes == end) {
+        let read = stream.read(&mut buffer).unwrap();
+        assert!(read > 0, "hung up on after {all} bytes");
+        all += read;
+        held.drain(..held.len().saturating_sub(end.len()));
+        held.extend_from_slice(&buffer[..read]);
+    }
+    all
 }

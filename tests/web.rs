@@ -17,6 +17,8 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
+#[path = "web/fanout.rs"]
+mod fanout;
 #[cfg(feature = "history")]
 #[path = "web/history.rs"]
 mod history;

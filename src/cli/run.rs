@@ -53,6 +53,7 @@ pub struct Signals {
 pub async fn run(options: Run) -> Outcome {
     let mut signals = Signals::new()?;
     let mut terminal = Terminal::new(&options.log);
+    hubless::web::raise_descriptors();
     if let Some(path) = &options.ready_file {
         clear_ready(path)?;
     }

@@ -13,7 +13,7 @@ use crate::replica::version::Cursor;
 use crate::subscription::{Feed, Filter, Gap, GapReason, Item, Subscription, queue};
 
 /// Readers at most; a further one is refused.
-const READERS_MAX: usize = 4096;
+const READERS_MAX: usize = 20_480;
 /// Those who wait for an entry to be held elsewhere; a further one is answered at once.
 const HELD_ASKS_MAX: usize = 1024;
 /// Entries that are fetched from peers are worth telling of when there are so many.

@@ -5,6 +5,7 @@
 
 mod api;
 mod assets;
+mod descriptors;
 mod guard;
 mod guests;
 mod history;
@@ -46,19 +47,21 @@ use warp::{Filter, path};
 use self::api::Failure;
 use self::guard::{Caller, Foreign, Guard};
 use self::guests::{Guests, Kind};
-use self::socket::Times;
+use self::socket::{Stage, Times};
 use self::standings::Standings;
 use crate::handle::Handle;
 use crate::metrics::count;
 
+pub use self::descriptors::raise_descriptors;
 pub use self::guard::Access;
 pub use self::guests::{GUEST_CONNECTIONS_MAX, GUEST_SOCKETS_MAX};
 pub use self::token::{TokenError, WebToken};
 
-/// The most WebSockets open at one [`Web`]; beyond it they are answered with 429.
-pub const SOCKETS_MAX: usize = 1_024;
+/// The most WebSockets open at one [`Web`]; beyond it, or when file descriptors run short ([`raise_descriptors`]), they are
+/// answered with 429.
+pub const SOCKETS_MAX: usize = 16_384;
 /// The most HTTP connections open at one [`Web`], WebSockets aside; others wait in the system's queue.
-pub const CONNECTIONS_MAX: usize = 1_024;
+pub const CONNECTIONS_MAX: usize = 16_384;
 /// The largest body of a request and the largest message of a WebSocket, in bytes. JSON may write each byte of the largest
 /// payload (256 KiB) as an escape of six (`\u0001`), and there are other fields beside it.
 pub const BODY_BYTES_MAX: usize = 2 * 1024 * 1024;
@@ -66,6 +69,8 @@ pub const BODY_BYTES_MAX: usize = 2 * 1024 * 1024;
 const HEAD_WAIT: Duration = Duration::from_secs(30);
 /// How long connections have to end by themselves when all is closed.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
+/// File descriptors that WebSockets leave to the log, to peers and to requests.
+const SPARE_DESCRIPTORS: u64 = 128;
 /// Pause after a failed accept, most often for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -185,9 +190,13 @@ struct Site {
     guard: Guard,
     /// Free places for WebSockets.
     places: Arc<Semaphore>,
+    spare_descriptors: u64,
     guests: Guests,
     times: Times,
-    standings: Standings,
+    standings: Arc<Standings>,
+    /// What sockets hear that came without a cursor, and with one.
+    live: Stage,
+    resumed: Stage,
     /// Held by whoever looks for words: one at a time, for that may mean all of a large log.
     searching: Arc<Mutex<()>>,
     closing: watch::Receiver<bool>,
@@ -199,10 +208,25 @@ impl Site {
     fn new(handle: Handle, access: Access) -> Site {
         let places = Arc::new(Semaphore::new(SOCKETS_MAX));
         let (_, closing) = watch::channel(false);
-        let (standings, times) = (Standings::new(handle.clone()), Times::default());
+        let (standings, times) = (Arc::new(Standings::new(handle.clone())), Times::default());
+        let (live, resumed) = (Stage::new(&handle, &standings, false), Stage::new(&handle, &standings, true));
         let guard = Guard::new(access, handle.info().run.node);
         let (guests, searching) = (Guests::default(), Arc::default());
-        Site { handle, guard, places, guests, times, standings, searching, closing, _alive: None }
+        let spare_descriptors = SPARE_DESCRIPTORS;
+        Site {
+            handle,
+            guard,
+            places,
+            spare_descriptors,
+            guests,
+            times,
+            standings,
+            live,
+            resumed,
+            searching,
+            closing,
+            _alive: None,
+        }
     }
 
     /// Waits until all is to be closed.
@@ -223,7 +247,8 @@ fn tree(site: Arc<Site>) -> impl Filter<Extract = (Response,), Error = Infallibl
     let site = warp::any().map(move || site.clone());
     let reads = reads().and(site.clone());
 
-    let root = path::end().and(reads.clone()).and(caller()).and(warp::ext::optional::<OnUpgrade>()).then(root);
+    let root =
+        path::end().and(reads.clone()).and(caller()).and(warp::ext::optional::<OnUpgrade>()).and(scarce()).then(root);
     let healthz = warp::path!("healthz").and(reads.clone()).map(|_| "ok\n".into_response());
     let readyz = warp::path!("readyz").and(reads.clone()).map(|site: Arc<Site>| api::readyz(&site.handle));
     let metrics = warp::path!("metrics")
@@ -334,7 +359,7 @@ fn caller() -> impl Filter<Extract = (Caller,), Error = Infallible> + Clone + Se
         .and(query)
         .and(warp::header::headers_cloned())
         .map(|guest: Option<Guest>, method, path: path::FullPath, query, headers| Caller {
-            guest: guest.and_then(|guest| guest.0),
+            guest: guest.and_then(|guest| guest.address),
             method,
             path: path.as_str().into(),
             query,
@@ -373,8 +398,16 @@ fn refusal(rejection: &Rejection) -> Response {
     response
 }
 
-async fn root(site: Arc<Site>, caller: Caller, upgrade: Option<OnUpgrade>) -> Response {
+/// Whether a connection came in when file descriptors ran short.
+fn scarce() -> impl Filter<Extract = (bool,), Error = Infallible> + Clone + Send + Sync + 'static {
+    warp::ext::optional::<Guest>().map(|guest: Option<Guest>| guest.is_some_and(|guest| guest.scarce))
+}
+
+async fn root(site: Arc<Site>, caller: Caller, upgrade: Option<OnUpgrade>, scarce: bool) -> Response {
     if caller.headers.contains_key(header::UPGRADE) {
+        if scarce {
+            return socket::too_many(&site).into_response();
+        }
         return answer(socket::upgrade(site, &caller, upgrade).await);
     }
     if let Some(cookie) = site.guard.cookie(&caller) {
@@ -424,17 +457,21 @@ where
     let next = async || {
         // The semaphore is never closed.
         let place = places.clone().acquire_owned().await.ok();
-        let (io, address) = match &listener {
+        let (io, guest) = match &listener {
             Listener::Tcp(listener) => listener.accept().await.map(|(io, from)| {
                 // Small answers go out at once; a connection that refuses the option is only slower.
                 let _ = io.set_nodelay(true);
                 let here = io.local_addr().ok().map(|here| here.ip());
-                let guest = guests::guest(from.ip(), here);
-                (Io::Tcp(io), guest)
+                let scarce = descriptors::run_short(&io, site.spare_descriptors);
+                (Io::Tcp(io), Guest { address: guests::guest(from.ip(), here), scarce })
             })?,
-            Listener::Unix(listener, _) => listener.accept().await.map(|(io, _)| (Io::Unix(io), None))?,
+            Listener::Unix(listener, _) => {
+                let (io, _) = listener.accept().await?;
+                let scarce = descriptors::run_short(&io, site.spare_descriptors);
+                (Io::Unix(io), Guest { address: None, scarce })
+            }
         };
-        Ok::<_, io::Error>((io, address, place))
+        Ok::<_, io::Error>((io, guest, place))
     };
     loop {
         let accepted = tokio::select! {
@@ -442,16 +479,16 @@ where
             () = &mut closing => break,
         };
         match accepted {
-            Ok((io, address, place)) => {
-                let Some(visit) = site.guests.enter(address, Kind::Connection) else {
+            Ok((io, guest, place)) => {
+                let Some(visit) = site.guests.enter(guest.address, Kind::Connection) else {
                     site.refused("connections");
                     continue;
                 };
                 let (tree, site) = (tree.clone(), site.clone());
                 tokio::spawn(async move {
                     match io {
-                        Io::Tcp(io) => connection(io, Guest(address), tree, &site).await,
-                        Io::Unix(io) => connection(io, Guest(address), tree, &site).await,
+                        Io::Tcp(io) => connection(io, guest, tree, &site).await,
+                        Io::Unix(io) => connection(io, guest, tree, &site).await,
                     }
                     drop((visit, place));
                 });
@@ -473,9 +510,14 @@ enum Io {
     Unix(tokio::net::UnixStream),
 }
 
-/// Where a request comes from, if it is to be limited.
+/// Who is at the other end of a connection.
 #[derive(Clone, Copy, Debug)]
-struct Guest(Option<IpAddr>);
+struct Guest {
+    /// Where it comes from, if it is to be limited.
+    address: Option<IpAddr>,
+    /// File descriptors ran short when it came.
+    scarce: bool,
+}
 
 async fn connection<I, F>(io: I, guest: Guest, tree: F, site: &Site)
 where

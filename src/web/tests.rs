@@ -398,6 +398,18 @@ async fn sockets_beyond_the_limit_are_refused_until_one_ends() {
 }
 
 #[tokio::test]
+async fn when_descriptors_run_short_a_socket_is_refused_and_a_request_is_not() {
+    let (_fake, web) = serve(|site| site.spare_descriptors = u64::MAX).await;
+    assert_eq!(try_open(&web, None).await.err(), Some(429));
+    let mut stream = TcpStream::connect(web.address().unwrap()).await.unwrap();
+    let request = format!("GET /healthz HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", web.address().unwrap());
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[tokio::test]
 async fn a_unix_socket_is_private_serves_anybody_s_name_and_is_removed() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("control.sock");

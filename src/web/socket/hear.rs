@@ -10,11 +10,13 @@ use tokio::time::{Instant, sleep_until};
 use super::super::api::{self, Failure, Said};
 use super::super::objects::{NodeObject, RoomObject, bridge_objects, peer_objects};
 use super::frames::{Incoming, Outgoing};
-use super::source::{AckEar, Acks, Given, Source};
-use super::{End, Frames, Sink, Times, next_frame, say};
-use crate::error::PublishError;
+use super::line::Mouth;
+use super::source::{AckEar, Acks, Given, Opened, Source};
+use super::{End, Frames, Times, next_frame, say};
+use crate::error::{PublishError, Stopped};
 use crate::handle::{Begin, Cursor, Draft, Filter, Handle, PAYLOAD_BYTES_MAX, Peer, Published, Submitted};
 use crate::id::Room;
+use crate::web::Site;
 
 /// The name under which plain clients speak.
 const GUEST: &str = "guest";
@@ -98,7 +100,7 @@ pub(super) async fn settle(mut pending: mpsc::Receiver<Pending>, answers: mpsc::
 
 /// What a client's `hello` led to.
 pub(super) struct Greeted {
-    pub source: Source,
+    pub opened: Opened,
     pub client: Client,
     pub acks: Acks,
     /// A burst ends after so many messages, if the client said how many.
@@ -106,13 +108,8 @@ pub(super) struct Greeted {
 }
 
 /// Waits for the client's `hello`, answers it, and opens what it wants to hear.
-pub(super) async fn greet(
-    handle: &Handle,
-    times: &Times,
-    peers: &[Peer],
-    sink: &mut Sink,
-    source: &mut Frames,
-) -> Result<Greeted, End> {
+pub(super) async fn greet(site: &Site, peers: &[Peer], mouth: &mut Mouth, source: &mut Frames) -> Result<Greeted, End> {
+    let Site { handle, times, .. } = site;
     let deadline = Instant::now() + times.hello;
     let mut first = loop {
         let frame = tokio::select! {
@@ -121,7 +118,7 @@ pub(super) async fn greet(
         };
         match Incoming::read(&frame) {
             Ok(first) => break first,
-            Err(failure) => say(sink, times, Outgoing::error(&failure, None)).await?,
+            Err(failure) => say(mouth, times, Outgoing::error(&failure, None)).await?,
         }
     };
     let mut failures = Vec::new();
@@ -150,15 +147,10 @@ pub(super) async fn greet(
         }
     }
     let held = opened.is_some();
-    let (acker, mut source) = match opened {
-        Some((acker, source)) => (Some(acker), source),
-        None => {
-            let subscription = match after {
-                Some(after) => handle.resume(Filter::all(), after).await,
-                None => handle.subscribe_prefix("").await,
-            };
-            (None, Source::Live(Box::new(subscription.map_err(|_| End::Away)?)))
-        }
+    let burst = first.burst.filter(|_| said_hello);
+    let (acker, mut opened) = match opened {
+        Some((acker, source)) => (Some(acker), Opened::Own(source)),
+        None => (None, open(site, after, burst.is_some()).await.map_err(|_| End::Away)?),
     };
     let acks = Acks::new(acker, given);
 
@@ -171,17 +163,31 @@ pub(super) async fn greet(
         rooms: rooms.iter().map(RoomObject::of).collect(),
         peers: peer_objects(peers),
         bridges: bridge_objects(handle),
-        cursor: source.cursor(),
+        cursor: opened.cursor(),
         durable: durable.as_deref().filter(|_| held),
     };
-    say(sink, times, welcome.text()).await?;
+    say(mouth, times, welcome.text()).await?;
     for failure in failures {
-        say(sink, times, Outgoing::error(&failure, None)).await?;
+        say(mouth, times, Outgoing::error(&failure, None)).await?;
     }
-    let burst = first.burst.filter(|_| said_hello);
     let first = (!said_hello && !first.kind.is_empty()).then_some(first);
     let client = Client { name, first, acks: acks.ear() };
-    Ok(Greeted { source, client, acks, burst })
+    Ok(Greeted { opened, client, acks, burst })
+}
+
+/// Opens what a client hears; one with bursts of its own hears by itself.
+async fn open(site: &Site, after: Option<Cursor>, alone: bool) -> Result<Opened, Stopped> {
+    let own = |subscription| Opened::Own(Source::Live(Box::new(subscription)));
+    match after {
+        Some(after) => site.handle.resume(Filter::all(), after).await.map(own),
+        None if alone => site.handle.subscribe_prefix("").await.map(own),
+        None => {
+            let mut seat = site.live.seat().await?;
+            // Whatever the seat is told that was said before this moment is covered, and passed over.
+            seat.covers(site.handle.subscribe_prefix("").await?.cursor());
+            Ok(Opened::Shared(seat))
+        }
+    }
 }
 
 fn rename(name: Option<&str>) -> Result<Option<Arc<str>>, Failure> {

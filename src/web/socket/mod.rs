@@ -1,23 +1,24 @@
 //! The WebSocket on `/`: plain text for any client, `hubless.v1` for those that speak it.
 //!
 //! One task serves one socket with two halves: what comes in is published in order ([`hear`]), what goes out is written in
-//! bursts and flushed once for each ([`tell`]). A client that does not read holds back only itself: its queue is the
-//! [`Subscription`]'s, bounded in bytes, and it is let go with a cursor to come back with.
+//! bursts, each in one go ([`tell`]). What all are told is made once for all of them ([`stage`]). A client that does not
+//! read holds back only itself: what waits for it is bounded in bytes, and it is let go with a cursor to come back with.
 
 mod frames;
 mod hear;
+mod line;
+mod news;
 mod source;
+mod stage;
 mod tell;
 
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::stream::{SplitSink, SplitStream};
-use futures_util::{SinkExt, StreamExt};
+use futures_util::StreamExt;
 use hyper::upgrade::{OnUpgrade, Upgraded};
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
@@ -31,14 +32,16 @@ use self::frames::Outgoing;
 #[cfg(feature = "fuzz")]
 pub(super) use self::frames::fuzz;
 use self::hear::{Greeted, greet, hear_plain, settle, settle_plain};
-use self::source::Source;
+use self::line::{Ear, Mouth};
+use self::source::Opened;
+use self::stage::Seat;
+pub(super) use self::stage::Stage;
 use self::tell::Out;
 use super::api::Failure;
 use super::guard::Caller;
 use super::guests::{Kind, Visit};
 use super::{BODY_BYTES_MAX, Site};
-use crate::handle::{Gap, GapReason, Subscription};
-use crate::id::Room;
+use crate::handle::{Gap, GapReason};
 use crate::metrics::Metrics;
 
 /// The subprotocol with JSON frames.
@@ -47,9 +50,8 @@ const SUBPROTOCOL: &str = "hubless.v1";
 const ANSWERS_MAX: usize = 64;
 /// Messages of one socket that are published and not yet on disk; while they are so many, nothing more is read.
 const PENDING_MAX: usize = 256;
-/// Buffers of one socket, in bytes.
-const READ_BUFFER_BYTES: usize = 8 * 1024;
-const WRITE_BUFFER_BYTES: usize = 16 * 1024;
+/// What is read of one socket at a time, in bytes.
+const READ_BUFFER_BYTES: usize = 4 * 1024;
 /// How long what a client said before it went may take to be read.
 const LAST_WORDS_WAIT: Duration = Duration::from_secs(1);
 /// How long a client has to answer a close.
@@ -111,12 +113,9 @@ enum End {
     Replaced,
 }
 
-type Socket = WebSocketStream<TokioIo<Upgraded>>;
-type Sink = SplitSink<Socket, WsMessage>;
-
 /// What comes in, no quicker than its address may send.
 struct Frames {
-    stream: SplitStream<Socket>,
+    stream: WebSocketStream<Ear>,
     visit: Visit,
 }
 
@@ -126,16 +125,16 @@ pub(super) async fn upgrade(site: Arc<Site>, caller: &Caller, upgrade: Option<On
     let key = handshake_key(headers)?;
     let protocol = choose(headers).inspect_err(|_| site.refused("subprotocol"))?;
     let upgrade = upgrade.ok_or_else(|| Failure::malformed("this connection cannot be upgraded"))?;
-    let too_many = || {
-        site.refused("too_many");
-        Failure::new(StatusCode::TOO_MANY_REQUESTS, "too_many", "too many WebSockets are open here")
-    };
-    let place = site.places.clone().try_acquire_owned().map_err(|_| too_many())?;
-    let visit = site.guests.enter(caller.guest, Kind::Socket).ok_or_else(too_many)?;
+    let place = site.places.clone().try_acquire_owned().map_err(|_| too_many(&site))?;
+    let visit = site.guests.enter(caller.guest, Kind::Socket).ok_or_else(|| too_many(&site))?;
     let open = Open::new(site.handle.metrics(), place);
     // A plain client hears all that is said once its handshake is over; the other kind has yet to say where to begin.
     let lobby = match protocol {
-        Protocol::Plain => Some(site.handle.subscribe(Room::lobby()).await?),
+        Protocol::Plain => {
+            let mut seat = site.live.seat().await?;
+            seat.covers(site.handle.subscribe_prefix("").await?.cursor());
+            Some(seat)
+        }
         Protocol::Json => None,
     };
     tokio::spawn(async move {
@@ -155,6 +154,12 @@ pub(super) async fn upgrade(site: Arc<Site>, caller: &Caller, upgrade: Option<On
         answer.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
     }
     Ok(response)
+}
+
+/// What is answered where one more does not fit.
+pub(super) fn too_many(site: &Site) -> Failure {
+    site.refused("too_many");
+    Failure::new(StatusCode::TOO_MANY_REQUESTS, "too_many", "too many WebSockets are open here")
 }
 
 /// What to answer to the client's key.
@@ -209,37 +214,36 @@ impl Drop for Open {
     }
 }
 
-/// Serves a socket to its end: in plain text with this subscription, or in JSON without.
-async fn serve(site: &Site, upgraded: Upgraded, visit: Visit, lobby: Option<Subscription>) {
+/// Serves a socket to its end: in plain text with this seat, or in JSON without.
+async fn serve(site: &Site, upgraded: Upgraded, visit: Visit, lobby: Option<Seat>) {
     let protocol = if lobby.is_some() { Protocol::Plain } else { Protocol::Json };
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER_BYTES)
-        .write_buffer_size(WRITE_BUFFER_BYTES)
+        .write_buffer_size(0)
         .max_message_size(Some(BODY_BYTES_MAX))
         .max_frame_size(Some(BODY_BYTES_MAX));
-    let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await;
-    let (mut sink, stream) = socket.split();
-    let mut source = Frames { stream, visit };
+    let (ear, mut mouth) = line::halves(upgraded);
+    let mut source = Frames { stream: WebSocketStream::from_raw_socket(ear, Role::Server, Some(config)).await, visit };
     let end = tokio::select! {
-        end = talk(site, &mut sink, &mut source, lobby) => end,
+        end = talk(site, &mut mouth, &mut source, lobby) => end,
         () = site.closing() => End::Away,
     };
-    // What is written to a client that does not read stays unsent until it does. Its subscription is gone by now, so all
-    // that it keeps meanwhile is its place.
+    // What is written to a client that does not read stays unsent until it does. Its seat is free by now, so all that it
+    // keeps meanwhile is its place, and the burst that it was about to get.
     let lingers = matches!(end, End::Slow | End::Stuck);
     let wait = if lingers { site.times.linger } else { FAREWELL_WAIT };
     let told = tokio::select! {
-        told = timeout(wait, farewell(sink, source, end, protocol)) => told.ok().flatten(),
-        () = site.closing(), if lingers => None,
+        told = timeout(wait, farewell(&mut mouth, &mut source, end, protocol)) => told.is_ok_and(|told| told.is_ok()),
+        () = site.closing(), if lingers => false,
     };
-    if let Some(socket) = told {
+    if told {
         // Whoever does not answer in time is cut off.
-        let _ = timeout(FAREWELL_WAIT, hang_up(socket)).await;
+        let _ = timeout(FAREWELL_WAIT, hang_up(mouth, source)).await;
     }
 }
 
 /// Serves both halves until one of them ends.
-async fn talk(site: &Site, sink: &mut Sink, source: &mut Frames, lobby: Option<Subscription>) -> End {
+async fn talk(site: &Site, mouth: &mut Mouth, source: &mut Frames, lobby: Option<Seat>) -> End {
     let Site { handle, times, .. } = site;
     let (answers, waiting) = mpsc::channel(ANSWERS_MAX);
     // One more is waited for.
@@ -247,20 +251,20 @@ async fn talk(site: &Site, sink: &mut Sink, source: &mut Frames, lobby: Option<S
     let mut peers = handle.peers_changed();
     let shown = peers.borrow_and_update().clone();
     if let Some(lobby) = lobby {
-        let mut out = Out::new(site, sink, Protocol::Plain, peers, shown);
+        let mut out = Out::new(site, mouth, Protocol::Plain, shown);
         let mut hears = pin!(hear_plain(handle, times, source, pending));
         let end = tokio::select! {
             end = &mut hears => return end,
             end = settle_plain(unsettled) => end,
-            end = out.run(Source::Live(Box::new(lobby)), waiting) => end,
+            end = out.run(Opened::Shared(lobby), peers, waiting) => end,
         };
         return last_words(end, hears).await;
     }
-    let Greeted { source: heard, client, acks, burst } = match greet(handle, times, &shown, sink, source).await {
+    let Greeted { opened, client, acks, burst } = match Box::pin(greet(site, &shown, mouth, source)).await {
         Ok(greeted) => greeted,
         Err(end) => return end,
     };
-    let mut out = Out::new(site, sink, Protocol::Json, peers, shown);
+    let mut out = Out::new(site, mouth, Protocol::Json, shown);
     if let Some(messages) = burst {
         out.end_bursts_after(messages);
     }
@@ -269,7 +273,7 @@ async fn talk(site: &Site, sink: &mut Sink, source: &mut Frames, lobby: Option<S
         end = &mut hears => return end,
         end = settle(unsettled, answers.clone()) => end,
         end = acks.keep(answers) => end,
-        end = out.run(heard, waiting) => end,
+        end = out.run(opened, peers, waiting) => end,
     };
     last_words(end, hears).await
 }
@@ -283,7 +287,7 @@ async fn last_words(end: End, hears: impl Future<Output = End>) -> End {
 }
 
 /// Writes the last words.
-async fn farewell(mut sink: Sink, source: Frames, end: End, protocol: Protocol) -> Option<Socket> {
+async fn farewell(mouth: &mut Mouth, source: &mut Frames, end: End, protocol: Protocol) -> Result<(), End> {
     let (code, reason) = match end {
         End::Gone => (1000, ""),
         End::Away => (1001, "the node stops"),
@@ -294,27 +298,25 @@ async fn farewell(mut sink: Sink, source: Frames, end: End, protocol: Protocol) 
         End::Slow | End::Stuck => (1013, "too slow; come back with your cursor"),
         End::Replaced => (4001, "another holder took this durable cursor, or it was removed"),
     };
-    if !matches!(end, End::Gone | End::Stuck) {
-        // One frame may still be in the sink's hands. Of a client that took nothing it is a part of the gap.
-        let _ = sink.flush().await;
+    if end == End::Stuck {
+        // What was not begun is a part of the gap.
+        mouth.forget();
     }
-    let mut socket = sink.reunite(source.stream).ok()?;
     if (end, protocol) == (End::Stuck, Protocol::Json) {
         // How many will be missing nobody knows yet.
-        let gap = Outgoing::gap(Gap { missing: 0, reason: GapReason::Slow });
-        let _ = socket.feed(WsMessage::text(gap)).await;
+        mouth.text(&Outgoing::gap(Gap { missing: 0, reason: GapReason::Slow }));
     }
-    let _ = socket.close(Some(CloseFrame { code: code.into(), reason: reason.into() })).await;
-    Some(socket)
+    let _ = source.stream.close(Some(CloseFrame { code: code.into(), reason: reason.into() })).await;
+    // Whoever waits for this knows how long.
+    mouth.flush(Duration::MAX).await
 }
 
 /// Waits for the client's close, then ends the connection, so that the last frames are not lost to a reset.
-async fn hang_up(mut socket: Socket) {
-    while let Some(Ok(_)) = socket.next().await {}
-    let io = socket.get_mut();
-    let _ = io.shutdown().await;
+async fn hang_up(mut mouth: Mouth, mut source: Frames) {
+    while let Some(Ok(_)) = source.stream.next().await {}
+    mouth.shutdown().await;
     let mut rest = [0; 4096];
-    while io.read(&mut rest).await.is_ok_and(|len| len > 0) {}
+    while source.stream.get_mut().read(&mut rest).await.is_ok_and(|len| len > 0) {}
 }
 
 /// The next frame with data; control frames are answered by the library and count as life.
@@ -339,15 +341,8 @@ async fn next_frame(source: &mut Frames, times: &Times) -> Result<WsMessage, End
     }
 }
 
-/// Writes one text and flushes.
-async fn say(sink: &mut Sink, times: &Times, text: String) -> Result<(), End> {
-    in_time(times, sink.send(WsMessage::text(text))).await
-}
-
-async fn in_time(times: &Times, write: impl Future<Output = Result<(), Error>>) -> Result<(), End> {
-    match timeout(times.stuck, write).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) => Err(End::Gone),
-        Err(_) => Err(End::Stuck),
-    }
+/// Writes one text.
+async fn say(mouth: &mut Mouth, times: &Times, text: String) -> Result<(), End> {
+    mouth.text(&text);
+    mouth.flush(times.stuck).await
 }

@@ -4,20 +4,31 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 
+use futures_util::StreamExt;
 use tokio::sync::{mpsc, watch};
 
 use super::super::api::Failure;
 use super::End;
 use super::frames::Outgoing;
 use super::hear::Answer;
+use super::stage::Seat;
 use crate::error::DurableError;
 use crate::handle::{Acker, Delivery, Durable, Mark, Message, Subscription};
 
-/// Where messages come from.
+/// Where messages come from that no other socket is given at the same time.
 pub(super) enum Source {
     Live(Box<Subscription>),
     Durable(DurableSource),
+}
+
+/// How a socket begins.
+pub(super) enum Opened {
+    /// With what it missed, or for itself.
+    Own(Source),
+    /// With what all are told.
+    Shared(Seat),
 }
 
 /// A durable cursor; what it reads goes on while nobody waits for it.
@@ -53,6 +64,20 @@ impl Source {
         }
     }
 
+    /// As [`Source::next`]; none once nothing is left of what was missed. Cancellation safe.
+    ///
+    /// # Errors
+    /// [`DurableError::History`]: ask again later.
+    pub async fn next_missed(&mut self) -> Result<Option<Result<Delivery, End>>, DurableError> {
+        let Source::Live(subscription) = self else { return self.next().await.map(Some) };
+        let next = std::future::poll_fn(|cx| match subscription.poll_next_unpin(cx) {
+            Poll::Ready(next) => Poll::Ready(Some(next.ok_or(End::Away))),
+            Poll::Pending if subscription.is_live() => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        });
+        Ok(next.await)
+    }
+
     /// The cursor that covers all that was given.
     pub fn cursor(&mut self) -> String {
         match self {
@@ -64,6 +89,16 @@ impl Source {
                 }
                 cursor
             }
+        }
+    }
+}
+
+impl Opened {
+    /// The cursor that covers all that was given.
+    pub fn cursor(&mut self) -> String {
+        match self {
+            Opened::Own(source) => source.cursor(),
+            Opened::Shared(seat) => seat.covered().to_string(),
         }
     }
 }

@@ -5,7 +5,8 @@
 //! was busy. Exit code 1 when hubless lost or doubled a message, or every repetition was void.
 //!
 //! `hubless-bench [--repeat N] [--seconds N] [--only hubless|libzmq]`, `hubless-bench peers` for more rows and a file of
-//! results, `hubless-bench durable` for the log, or `hubless-bench bridges` for bridges to brokers of its own.
+//! results, `hubless-bench durable` for the log, `hubless-bench bridges` for bridges to brokers of its own, or `hubless-bench
+//! sockets` for the WebSockets of one node.
 
 mod bridges;
 mod broker;
@@ -18,6 +19,7 @@ mod node;
 mod peers;
 mod pubsub;
 mod redis_peer;
+mod sockets;
 mod table;
 mod workload;
 mod zenoh_peer;
@@ -97,6 +99,7 @@ fn main() -> ExitCode {
     let done = match words[..] {
         ["durable"] => durable::run(),
         ["bridges"] => bridges::run(),
+        ["sockets", ref words @ ..] => sockets::run(words),
         ["peers", ref words @ ..] => peers::run(words),
         ["child", system, role, ref words @ ..] => be_child(system, role, words).map(|()| true),
         _ => compare(&words),
@@ -234,10 +237,14 @@ fn trip(system: System, plan: &Plan) -> Result<Outcome, Box<dyn Error>> {
 }
 
 fn be_child(system: &str, role: &str, words: &[&str]) -> Result<(), Box<dyn Error>> {
+    let peer = |done: pubsub::Result| done.map_err(|error| error as Box<dyn Error>);
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    if role == "page" {
+        return peer(runtime()?.block_on(sockets::page()));
+    }
     let plan: Plan = words.first().ok_or("no plan")?.parse()?;
     let place = words.get(1).copied().unwrap_or_default();
     let number: u8 = words.get(2).map_or(Ok(0), |number| number.parse())?;
-    let peer = |done: pubsub::Result| done.map_err(|error| error as Box<dyn Error>);
     match system {
         "libzmq" => {
             return Ok(match role {
@@ -252,8 +259,7 @@ fn be_child(system: &str, role: &str, words: &[&str]) -> Result<(), Box<dyn Erro
         "nats" => return peer(be_client::<Nats>(role, &plan, place, number)),
         _ => {}
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let done = runtime.block_on(async {
+    let done = runtime()?.block_on(async {
         match role {
             "publisher" => node::publisher(&plan, place, number).await,
             "subscriber" => node::subscriber(&plan, place, number).await,
