@@ -75,10 +75,11 @@ fuzz: ## Search for bytes that do harm, a minute for each target (SECONDS_EACH=N
 soak: setup ## The large counts, for hours; goes on where it stopped (SOAK=NAME for one part)
 	@tests/soak.sh
 
-bench: ## Throughput, loss and round trip side by side with libzmq; the log beside the disk; bridges beside bare clients
+bench: ## Throughput, loss and round trip side by side with libzmq; the log beside the disk; bridges beside bare clients; 10,000 WebSockets
 	@cd tests/bench && cargo run --locked --release
 	@cd tests/bench && cargo run --locked --release -- durable
 	@cd tests/bench && cargo run --locked --release -- bridges
+	@cd tests/bench && cargo run --locked --release -- sockets
 
 bench-peers: ## hubless beside libzmq, zenoh, Redis and NATS, half an hour: target/bench/results.json, a table, a chart
 	@tests/setup.sh nats-server

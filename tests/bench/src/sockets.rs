@@ -56,6 +56,9 @@ struct Measured {
     /// Microseconds of processor time for each delivery.
     server_us: f64,
     client_us: f64,
+    /// The same where each message comes alone.
+    server_alone_us: f64,
+    client_alone_us: f64,
     /// Milliseconds.
     p50_ms: f64,
     p99_ms: f64,
@@ -124,6 +127,11 @@ fn markdown(all: &[(Protocol, Measured)], protocols: &[Protocol], clients: usize
         let (p50, p99) = (figure(protocol, |one| one.p50_ms), figure(protocol, |one| one.p99_ms));
         format!("{p50:.1} / {p99:.1} ms")
     });
+    row("processor time of such a delivery".into(), "—", &|protocol| {
+        let (server, client) =
+            (figure(protocol, |one| one.server_alone_us), figure(protocol, |one| one.client_alone_us));
+        format!("{server:.1} + {client:.1} µs")
+    });
     row("memory of the node for each connection, idle / after the bursts".into(), "≤ 24 KiB", &|protocol| {
         let (idle, after) = (figure(protocol, |one| one.idle_kib), figure(protocol, |one| one.after_kib));
         format!("{idle:.1} / {after:.1} KiB")
@@ -179,6 +187,7 @@ fn measure(protocol: Protocol, clients: usize, time: Duration) -> Result<Measure
 
     let mut crowd = Crowd::open(protocol, address, SINGLE_CLIENTS)?;
     crowd.timed = Some(Vec::new());
+    let costs = [Cost::of(pid), Cost::own()];
     let mut due = Instant::now();
     for number in 1..=SINGLES {
         server.order("one")?;
@@ -186,6 +195,8 @@ fn measure(protocol: Protocol, clients: usize, time: Duration) -> Result<Measure
         crowd.listen_for(due.saturating_duration_since(Instant::now()))?;
         while crowd.taken < number * SINGLE_CLIENTS as u64 && crowd.listen(SILENCE)? {}
     }
+    measured.server_alone_us = (Cost::of(pid).cpu_us - costs[0].cpu_us) / crowd.taken as f64;
+    measured.client_alone_us = (Cost::own().cpu_us - costs[1].cpu_us) / crowd.taken as f64;
     measured.wrong += crowd.wrong(SINGLES);
     let mut times = crowd.timed.take().unwrap_or_default();
     times.sort_unstable();
