@@ -4,6 +4,7 @@
 //! them as it is, without a copy. What the library itself answers (pongs, the close) is put between our frames.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,10 +12,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
+use futures_util::task::AtomicWaker;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, ReadHalf, WriteHalf, split};
-use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::End;
@@ -46,7 +47,7 @@ pub(super) struct Ear {
 #[derive(Debug, Default)]
 struct Replies {
     bytes: Mutex<Vec<u8>>,
-    more: Notify,
+    writer: AtomicWaker,
 }
 
 /// Where frames are written.
@@ -88,7 +89,11 @@ impl Mouth {
 
     /// Ends when the library wants something written. Cancellation safe.
     pub async fn replies(&mut self) {
-        self.replies.more.notified().await;
+        let waits = |cx: &mut Context<'_>| {
+            self.replies.writer.register(cx.waker());
+            if self.replies.lock().is_empty() { Poll::Pending } else { Poll::Ready(()) }
+        };
+        poll_fn(waits).await;
     }
 
     /// Writes all that waits, to a client that takes something of it within `stuck` again and again. What is left when
@@ -172,7 +177,7 @@ impl AsyncWrite for Ear {
         }
         replies.extend_from_slice(bytes);
         drop(replies);
-        self.replies.more.notify_one();
+        self.replies.writer.wake();
         Poll::Ready(Ok(bytes.len()))
     }
 

@@ -12,11 +12,13 @@ mod source;
 mod stage;
 mod tell;
 
+use std::future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use tokio::io::AsyncReadExt;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -226,7 +228,7 @@ async fn serve(site: &Site, upgraded: Upgraded, visit: Visit, lobby: Option<Seat
     let mut source = Frames { stream: WebSocketStream::from_raw_socket(ear, Role::Server, Some(config)).await, visit };
     let end = tokio::select! {
         end = talk(site, &mut mouth, &mut source, lobby) => end,
-        () = site.closing() => End::Away,
+        () = apart(site.closing()) => End::Away,
     };
     // What is written to a client that does not read stays unsent until it does. Its seat is free by now, so all that it
     // keeps meanwhile is its place, and the burst that it was about to get.
@@ -254,8 +256,8 @@ async fn talk(site: &Site, mouth: &mut Mouth, source: &mut Frames, lobby: Option
         let mut out = Out::new(site, mouth, Protocol::Plain, shown);
         let mut hears = pin!(hear_plain(handle, times, source, pending));
         let end = tokio::select! {
-            end = &mut hears => return end,
-            end = settle_plain(unsettled) => end,
+            end = apart(hears.as_mut()) => return end,
+            end = apart(settle_plain(unsettled)) => end,
             end = out.run(Opened::Shared(lobby), peers, waiting) => end,
         };
         return last_words(end, hears).await;
@@ -270,12 +272,23 @@ async fn talk(site: &Site, mouth: &mut Mouth, source: &mut Frames, lobby: Option
     }
     let mut hears = pin!(client.hear(handle, times, source, answers.clone(), pending));
     let end = tokio::select! {
-        end = &mut hears => return end,
-        end = settle(unsettled, answers.clone()) => end,
-        end = acks.keep(answers) => end,
+        end = apart(hears.as_mut()) => return end,
+        end = apart(settle(unsettled, answers.clone())) => end,
+        end = apart(acks.keep(answers)) => end,
         end = out.run(opened, peers, waiting) => end,
     };
     last_words(end, hears).await
+}
+
+/// Polls `future` when it was woken itself, and not whenever its task is: a socket that is told something need not look for
+/// what its client says.
+async fn apart<F: Future>(future: F) -> F::Output {
+    let mut one = FuturesUnordered::new();
+    one.push(future);
+    match one.next().await {
+        Some(output) => output,
+        None => future::pending().await,
+    }
 }
 
 /// A client that speaks and goes is noticed by writing to it; what it said before is taken none the less.

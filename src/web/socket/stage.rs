@@ -106,7 +106,7 @@ struct Mark {
 
 /// What a socket is told next.
 #[derive(Debug)]
-pub(in crate::web) enum Turn {
+pub(super) enum Turn {
     /// These frames; if `slow`, they are the last.
     Frames { frames: Vec<Bytes>, slow: bool },
     /// It is too far behind: the ring does not have the next messages any more.
@@ -117,7 +117,7 @@ pub(in crate::web) enum Turn {
 
 /// A socket's place in the ring.
 #[derive(Debug)]
-pub(in crate::web) struct Seat {
+pub(super) struct Seat {
     shared: Arc<Shared>,
     at: u64,
     messages_before: u64,
@@ -155,7 +155,7 @@ impl Stage {
     ///
     /// # Errors
     /// [`Stopped`].
-    pub async fn seat(&self) -> Result<Seat, Stopped> {
+    pub(super) async fn seat(&self) -> Result<Seat, Stopped> {
         if let Some(seat) = self.shared.sit() {
             return Ok(seat);
         }
