@@ -282,12 +282,14 @@ async fn talk(site: &Site, mouth: &mut Mouth, source: &mut Frames, lobby: Option
 
 /// Polls `future` when it was woken itself, and not whenever its task is: a socket that is told something need not look for
 /// what its client says.
-async fn apart<F: Future>(future: F) -> F::Output {
+fn apart<F: Future>(future: F) -> impl Future<Output = F::Output> {
     let mut one = FuturesUnordered::new();
     one.push(future);
-    match one.next().await {
-        Some(output) => output,
-        None => future::pending().await,
+    async move {
+        match one.next().await {
+            Some(output) => output,
+            None => future::pending().await,
+        }
     }
 }
 

@@ -36,7 +36,7 @@ const SINGLE_EVERY: Duration = Duration::from_millis(40);
 const SINGLE_CLIENTS: usize = 1_000;
 /// A run counts as over when nothing came for so long.
 const SILENCE: Duration = Duration::from_secs(20);
-/// How long an idle server is watched before its memory counts.
+/// How long a server rests before its memory or its answers count.
 const SETTLE: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -186,6 +186,8 @@ fn measure(protocol: Protocol, clients: usize, time: Duration) -> Result<Measure
     drop(crowd);
 
     let mut crowd = Crowd::open(protocol, address, SINGLE_CLIENTS)?;
+    // Those that have left are not counted in.
+    crowd.listen_for(SETTLE)?;
     crowd.timed = Some(Vec::new());
     let costs = [Cost::of(pid), Cost::own()];
     let mut due = Instant::now();
