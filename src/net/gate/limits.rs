@@ -56,7 +56,7 @@ pub(crate) const SETTLED: Duration = Duration::from_secs(1);
 /// A mark follows so many bytes through the publisher; see [`super::feed`].
 pub(crate) const MARK_EVERY_BYTES: u64 = 128 << 10;
 /// Least and most bytes of one read.
-pub(crate) const READ_BYTES: (usize, usize) = (16 << 10, 128 << 10);
+pub(crate) const READ_BYTES: (usize, usize) = (4 << 10, 128 << 10);
 /// Least and most pause after `accept` has failed (no descriptors left), doubling.
 pub(crate) const ACCEPT_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 /// How long closing waits for queues to empty.

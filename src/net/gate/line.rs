@@ -192,7 +192,11 @@ impl Line {
 impl Seal {
     /// Reads TCP once and opens all records that are complete into `bytes`.
     fn fill(&mut self, tcp: &TcpStream, bytes: &mut BytesMut) -> io::Result<usize> {
-        self.sealed_in.reserve(limits::READ_BYTES.0);
+        // The rest of a record that has begun, at one go.
+        let begun =
+            self.sealed_in.first_chunk::<HEAD_BYTES>().map(|head| HEAD_BYTES + usize::from(u16::from_be_bytes(*head)));
+        let missing = begun.unwrap_or_default().saturating_sub(self.sealed_in.len());
+        self.sealed_in.reserve(missing.max(limits::READ_BYTES.0));
         if tcp.try_read_buf(&mut self.sealed_in)? == 0 {
             return Ok(0);
         }

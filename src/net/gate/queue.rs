@@ -165,6 +165,6 @@ mod tests {
             blocks.insert(chunk.as_ptr() as usize / READ_BYTES.0);
             queue.push(chunk);
         }
-        assert!(blocks.len() < 20, "{} blocks", blocks.len());
+        assert!(blocks.len() < 100_000 / READ_BYTES.0 * 2, "{} blocks", blocks.len());
     }
 }

@@ -1,0 +1,68 @@
+//! What a node costs that has nothing to do: to start, to hold, and for each peer. `HUBLESS_SOAK`: a node with 100 peers.
+#![cfg(all(feature = "cli", feature = "mdns"))]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::soak::{self, Claim};
+use common::{Home, Hubless, Lan, elapse, eventually};
+
+const KIB: u64 = 1024;
+/// Peers of a node whose idling is measured.
+const PEERS: usize = 10;
+/// Of those that are measured one after the other.
+const STARTS: usize = 9;
+
+#[test]
+fn a_node_starts_soon_idles_cheaply_and_each_peer_takes_little() {
+    let lan = Lan::new(1);
+    let place = lan.place(0);
+    let mut claim = Claim::new("small: a node with many peers", soak::count(2 * PEERS, 100));
+    let mut starts: Vec<Duration> = (0..STARTS)
+        .map(|_| {
+            let (home, started) = (Home::new(), Instant::now());
+            drop(Hubless::spawn(&place, &home, &[]).ready());
+            started.elapsed()
+        })
+        .collect();
+    starts.sort();
+    let start = starts[STARTS / 2];
+    claim.measured("start_ms", start.as_millis() as u64);
+
+    let node = Hubless::spawn(&place, &Home::new(), &[]);
+    node.ready();
+    let alone = node.resident_bytes();
+    claim.measured("resident_kib", alone / KIB);
+    let peer = || Hubless::spawn(&place, &Home::new(), &["--no-history", "--no-http"]);
+    let up = || node.peers().iter().filter(|peer| peer["state"] == "up").count();
+    let mut peers: Vec<Hubless> = (0..PEERS).map(|_| peer()).collect();
+    eventually(Duration::from_secs(20), "all peers are up", || up() == peers.len());
+    elapse(Duration::from_secs(5)); // First dials and hellos are over.
+    let (cpu, span) = (node.cpu(), Instant::now());
+    elapse(Duration::from_secs(20));
+    let cpu = (node.cpu() - cpu).as_secs_f64() / span.elapsed().as_secs_f64() * 100.0;
+    let few = node.resident_bytes();
+    claim.measured("idle_cpu_percent", (cpu * 100.0).round() / 100.0);
+    claim.measured("resident_kib_10_peers", few / KIB);
+
+    let all = soak::count(2 * PEERS, 100);
+    // A few at a time: on two cores a hundred that start at once are a crowd of handshakes, not a mesh.
+    while peers.len() < all {
+        peers.extend((0..PEERS).map(|_| peer()));
+        eventually(Duration::from_secs(60), "all peers are up", || up() == peers.len());
+    }
+    elapse(Duration::from_secs(10));
+    let each = node.resident_bytes().saturating_sub(few) / (all - PEERS) as u64;
+    claim.measured("kib_for_each_further_peer", each / KIB);
+    let heard = node.listen_in();
+    node.say("to all");
+    eventually(Duration::from_secs(10), "it hears itself among many", || heard.times("to all") == 1);
+    assert_eq!(up(), all, "somebody was lost");
+
+    assert!(start <= Duration::from_millis(300), "from start to serving {start:?}: {starts:?}");
+    assert!(alone <= 25 * 1024 * KIB && few <= 25 * 1024 * KIB, "{} KiB, {} with 10 peers", alone / KIB, few / KIB);
+    assert!(cpu <= 0.3, "an idle node with 10 peers uses {cpu:.2} % of a core");
+    assert!(each <= 64 * KIB, "each further peer takes {each} bytes");
+}
