@@ -22,7 +22,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -60,9 +60,13 @@ pub fn elapse(span: Duration) {
     eventually(span + Duration::from_secs(5), "time goes by", || started.elapsed() >= span);
 }
 
-/// A port of loopback that nobody has at this moment.
+/// A port of loopback that nobody has at this moment, below those that systems give to whoever calls: else a client that
+/// calls again and again where nobody listens may be given this very port, and answers itself.
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static TRIED: AtomicU32 = AtomicU32::new(0);
+    let port = || (10_000 + (std::process::id() * 97 + TRIED.fetch_add(1, Ordering::Relaxed)) % 20_000) as u16;
+    let is_free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    std::iter::repeat_with(port).take(20_000).find(is_free).expect("a port is free")
 }
 
 /// The Python of the tests' own set-up.
