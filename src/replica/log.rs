@@ -215,7 +215,7 @@ impl Replica {
                 appending.push(EntryId { run, seq: last });
             }
         }
-        self.tick(now);
+        self.tick(now, false);
         appending
     }
 

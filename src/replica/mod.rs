@@ -286,6 +286,7 @@ impl Replica {
 
     /// Takes note of something that happened.
     pub fn handle(&mut self, now: Now, input: Input) {
+        let heard = matches!(input, Input::Message { .. });
         match input {
             Input::Timeout => {}
             Input::LinkUp { run, address } => self.link_up(now, run, address),
@@ -328,7 +329,7 @@ impl Replica {
                 self.send(To::All, Message::Goodbye(sent));
             }
         }
-        self.tick(now);
+        self.tick(now, heard);
     }
 
     /// The next thing to do, if there is one. To be taken until there is none after each of the other methods.
@@ -561,8 +562,10 @@ impl Replica {
         }
     }
 
-    /// Everything that is due by now, and the next deadline.
-    fn tick(&mut self, now: Now) {
+    /// Everything that is due by now, and the next deadline. If something was only `heard`, nothing is due of a peer sooner
+    /// than before but for what is due in seconds, and the next beat looks at all peers again: so they, of whom there may
+    /// be hundreds, are not looked at for each message.
+    fn tick(&mut self, now: Now, heard: bool) {
         if self.deadline <= now.mono {
             let runs: Vec<Run> = self.peers.keys().copied().collect();
             for run in runs {
@@ -582,11 +585,14 @@ impl Replica {
             self.retain(now);
         }
         self.plan(now);
-        self.deadline = self.next_deadline(now);
+        let known = Some(self.deadline).filter(|deadline| heard && *deadline > now.mono);
+        self.deadline = self.next_deadline(now, known);
     }
 
-    fn next_deadline(&self, now: Now) -> Mono {
-        let peers = self.peers.values().flat_map(|peer| peer.deadline().into_iter().chain(peer.greet_at));
+    /// `known`: nothing is due of a peer before.
+    fn next_deadline(&self, now: Now, known: Option<Mono>) -> Mono {
+        let due = |peer: &Peer| peer.deadline().into_iter().chain(peer.greet_at).min();
+        let peers = known.or_else(|| self.peers.values().filter_map(due).min());
         let gaps = self
             .waiting
             .iter()
@@ -594,7 +600,7 @@ impl Replica {
             .map(|since| since + stream::GAP_WAIT);
         let fixed =
             [self.beat_at, self.hello_at].into_iter().chain(self.log.deadline()).chain(self.repairs.deadline(now.mono));
-        let earliest = peers.chain(gaps).chain(fixed).min().unwrap_or(self.beat_at);
+        let earliest = peers.into_iter().chain(gaps).chain(fixed).min().unwrap_or(self.beat_at);
         earliest.max(now.mono + Duration::from_millis(1))
     }
 
