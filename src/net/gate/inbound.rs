@@ -277,6 +277,7 @@ impl Caller<'_> {
             }
             bytes.advance(header.bytes + header.len);
         }
+        incoming.rest();
         Ok(())
     }
 }

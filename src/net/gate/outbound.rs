@@ -201,6 +201,7 @@ impl Relay {
             }
         }
         self.to_socket.push(self.incoming.bytes.split_to(at).freeze());
+        self.incoming.rest();
         Ok(())
     }
 
@@ -218,6 +219,7 @@ impl Relay {
             at += header.bytes + header.len;
         }
         self.to_peer.push(self.asked.bytes.split_to(at).freeze());
+        self.asked.rest();
         Ok(())
     }
 

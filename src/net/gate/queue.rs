@@ -42,6 +42,14 @@ impl Intake {
             Err(error) => Err(error),
         }
     }
+
+    /// Lets go of a block in which nothing is left, unless the next read is likely to fill much of it: a connection that is
+    /// idle holds none.
+    pub(crate) fn rest(&mut self) {
+        if self.bytes.is_empty() && self.room == READ_BYTES.0 {
+            self.bytes = BytesMut::new();
+        }
+    }
 }
 
 /// Chunks in the order in which they are to be written.

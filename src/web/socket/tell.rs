@@ -61,7 +61,7 @@ impl<'a> Out<'a> {
                 Opened::Own(source) => {
                     Box::pin(self.catch_up(source, peers.clone(), &mut answers)).await.map(Opened::Shared)
                 }
-                Opened::Shared(seat) => self.sit(seat, &mut answers).await.map(|source| Opened::Own(source)),
+                Opened::Shared(seat) => self.sit(seat, &mut answers).await.map(Opened::Own),
             };
             opened = match next {
                 Ok(opened) => opened,
