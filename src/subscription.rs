@@ -390,6 +390,7 @@ impl Subscription {
     }
 
     /// Whether nothing is left of what the reader missed: it goes on with what comes.
+    #[cfg(feature = "web")]
     pub(crate) fn is_live(&self) -> bool {
         self.backlog.is_empty() && self.follow.as_ref().is_none_or(|follow| follow.reading.is_none())
     }
