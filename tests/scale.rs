@@ -137,17 +137,15 @@ fn table_of(played: &[Played]) -> String {
     let newcomer = |of: &dyn Fn(&Scale, &Phase) -> String, scale: &Scale| {
         scale.newcomer.as_ref().map_or("–".into(), |phase| of(scale, phase))
     };
+    let by_it_and_others = |_: &Scale, phase: &Phase| {
+        let ((messages, bytes), all) = (phase.heard_by_one, phase.all());
+        let others = counted(all.heard - messages, all.heard_bytes - bytes);
+        format!("{}; {others}", counted(messages, bytes))
+    };
     row("one more joins: until up with all, its log complete", &|Played { scale, .. }| {
         newcomer(&|_, phase| duration(phase), scale)
     });
-    row("… heard by it; by all others together", &|Played { scale, .. }| {
-        let of = |_: &Scale, phase: &Phase| {
-            let ((messages, bytes), all) = (phase.heard_by_one, phase.all());
-            let others = counted(all.heard - messages, all.heard_bytes - bytes);
-            format!("{}; {others}", counted(messages, bytes))
-        };
-        newcomer(&of, scale)
-    });
+    row("… heard by it; by all others together", &|Played { scale, .. }| newcomer(&by_it_and_others, scale));
     row("idle, heard by each in a second", &|Played { scale, .. }| per_second(scale, &scale.idle, &Sort::ALL));
     row("… of these hellos", &|Played { scale, .. }| per_second(scale, &scale.idle, &[Sort::Hello]));
     row("… kbit/s; Mbit/s in the mesh", &|Played { scale, .. }| {
@@ -192,14 +190,7 @@ fn table_of(played: &[Played]) -> String {
         };
         repair(&of, scale)
     });
-    row("… heard by it; by all others together", &|Played { scale, .. }| {
-        let of = |_: &Scale, phase: &Phase| {
-            let ((messages, bytes), all) = (phase.heard_by_one, phase.all());
-            let others = counted(all.heard - messages, all.heard_bytes - bytes);
-            format!("{}; {others}", counted(messages, bytes))
-        };
-        repair(&of, scale)
-    });
+    row("… heard by it; by all others together", &|Played { scale, .. }| repair(&by_it_and_others, scale));
     text
 }
 

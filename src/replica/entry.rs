@@ -147,3 +147,37 @@ fn put_field(bytes: &mut Vec<u8>, field: &[u8]) {
     put_number(bytes, field.len() as u64);
     bytes.extend_from_slice(field);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::Room;
+
+    #[test]
+    fn what_is_written_is_walked_over_and_takes_what_was_said_of_any_length_and_kind() {
+        for length in [0, 1, 250, 251, 0xffff, 0x1_0000, 256 * 1024] {
+            for (number, via) in VIAS.into_iter().enumerate() {
+                let text = "x".repeat(length);
+                let mut draft = Draft::new(Room::lobby(), text.as_str());
+                draft.via = via;
+                if number % 2 == 1 {
+                    draft.name = Some("n".repeat(128).into());
+                    draft.payload = Payload::Data { mime: "image/png".into(), data: text.clone().into() };
+                }
+                let mut written = Vec::new();
+                put(&mut written, &draft);
+                assert_eq!(written.len(), bytes(&draft));
+                assert_eq!(via as usize, number);
+                let mut walk = Walk(&written);
+                let entry = walk.entry().unwrap();
+                assert_eq!((entry.room, entry.via, entry.content), (&b"lobby"[..], via, text.as_bytes()));
+                assert_eq!(entry.name, draft.name.as_deref().map(str::as_bytes));
+                assert_eq!(entry.mime, (number % 2 == 1).then_some(&b"image/png"[..]));
+                assert!(walk.0.is_empty());
+                for cut in [0, 1, written.len() - 1] {
+                    assert!(Walk(&written[..cut]).entry().is_none(), "cut to {cut}");
+                }
+            }
+        }
+    }
+}

@@ -3,11 +3,13 @@
 //! One connection to the publisher serves all: what it says is written once by the publisher, read and checked once here,
 //! and shared by the queues of those who subscribe it. It is taken at once, whatever callers do.
 
+use std::convert::Infallible;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Buf;
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -70,8 +72,8 @@ impl Fanout {
         let hands = async {
             let mut publisher = UnixStream::connect(path).await?;
             shake(&mut publisher, &zmtp::ready(Role::Sub, &[])).await?;
-            let everything = zmtp::subscription(true, b"");
-            tokio::io::AsyncWriteExt::write_all(&mut publisher, &everything).await?;
+            // Everything.
+            publisher.write_all(&zmtp::subscription(true, b"")).await?;
             Ok(publisher)
         };
         match timeout(limits::HANDSHAKE, hands).await {
@@ -96,10 +98,10 @@ impl Fanout {
                     let Err(error) = fanout.relay(&feeds).await;
                     tracing::warn!(%error, "the publisher has hung up");
                 }
-                std::future::pending::<()>().await;
+                std::future::pending::<Infallible>().await
             };
             let changed = tokio::select! {
-                () = relay => continue,
+                never = relay => match never {},
                 changed = path.changed() => changed,
             };
             if changed.is_err() {
@@ -111,7 +113,7 @@ impl Fanout {
         }
     }
 
-    async fn relay(&mut self, feeds: &Feeds) -> io::Result<std::convert::Infallible> {
+    async fn relay(&mut self, feeds: &Feeds) -> io::Result<Infallible> {
         loop {
             self.publisher.readable().await?;
             let Fanout { publisher, intake, .. } = self;

@@ -170,9 +170,9 @@ mod tests {
                 })
                 .unwrap();
             let chunk = intake.bytes.split().freeze();
-            blocks.insert(chunk.as_ptr() as usize / READ_BYTES.0);
+            blocks.insert(chunk.as_ptr() as usize / (16 * 1024));
             queue.push(chunk);
         }
-        assert!(blocks.len() < 100_000 / READ_BYTES.0 * 2, "{} blocks", blocks.len());
+        assert!(blocks.len() < 20, "{} blocks", blocks.len());
     }
 }
