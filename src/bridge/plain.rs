@@ -17,7 +17,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
-use zeromq::ZmqMessage;
 
 use super::{GUEST, TOPIC, room};
 use crate::error::{PublishError, StartError};
@@ -27,6 +26,7 @@ use crate::metrics::{Metrics, count};
 use crate::net::DialError;
 use crate::net::folder::Folder;
 use crate::net::gate::feed::Feeds;
+use crate::net::gate::zmtp::Parts;
 use crate::net::gate::{Door, Gate, outbound};
 use crate::net::link::Ear;
 use crate::net::publisher::{Begun, Publisher};
@@ -265,9 +265,8 @@ impl Ears {
         Ok(())
     }
 
-    fn take(&self, drafts: &mut Vec<Draft>, message: ZmqMessage) {
-        let frames: Vec<&[u8]> = message.iter().map(|frame| &frame[..]).collect();
-        match draft(&frames) {
+    fn take(&self, drafts: &mut Vec<Draft>, message: Parts) {
+        match draft(&message.first, message.second.as_deref()) {
             Ok(draft) => drafts.extend(draft),
             Err(reason) => count(&self.metrics.malformed, reason),
         }
@@ -301,15 +300,14 @@ fn frame(room: &Room, text: &str) -> Bytes {
     frame.freeze()
 }
 
-/// What a client said; none if that is nothing.
-fn draft(frames: &[&[u8]]) -> Result<Option<Draft>, &'static str> {
-    let (topic, text) = match frames {
-        [one] => {
-            let space = one.iter().position(|byte| *byte == b' ').ok_or("body")?;
-            (&one[..space], &one[space + 1..])
+/// What a client said, in one frame or two; none if that is nothing.
+fn draft(first: &[u8], second: Option<&[u8]>) -> Result<Option<Draft>, &'static str> {
+    let (topic, text) = match second {
+        Some(text) => (first, text),
+        None => {
+            let space = first.iter().position(|byte| *byte == b' ').ok_or("body")?;
+            (&first[..space], &first[space + 1..])
         }
-        [topic, text] => (*topic, *text),
-        _ => return Err("parts"),
     };
     let topic = std::str::from_utf8(topic).map_err(|_| "topic")?;
     let room = room(topic).ok_or("topic")?;
@@ -329,7 +327,7 @@ mod tests {
 
     fn said(frames: &[&[u8]]) -> Result<Option<(String, String)>, &'static str> {
         let text = |draft: Draft| (draft.room.to_string(), draft.payload.text().unwrap().to_string());
-        draft(frames).map(|draft| draft.map(text))
+        draft(frames[0], frames.get(1).copied()).map(|draft| draft.map(text))
     }
 
     #[test]
@@ -348,7 +346,6 @@ mod tests {
             (&[b"weather hi"], "topic"),
             (&[b"chat"], "body"),
             (&[b"chat \xff"], "body"),
-            (&[b"chat", b"a", b"b"], "parts"),
         ] {
             assert_eq!(said(frames), Err(reason), "{frames:?}");
         }

@@ -5,7 +5,7 @@
 
 mod replica;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use crate::handle::Exported;
 use crate::handle::archive::{ArchiveReader, ArchiveWriter};
@@ -64,22 +64,22 @@ fn command(body: &[u8]) {
 }
 
 /// What passes of a stream that comes in such pieces, and why no more does.
-fn relay(input: &[u8], piece: usize) -> (Vec<u8>, Option<zmtp::Broken>) {
-    let (mut walker, mut held, mut passed) = (zmtp::Walker::default(), Vec::new(), Vec::new());
+fn relay(input: &[u8], piece: usize) -> (Vec<zmtp::Parts>, Option<zmtp::Broken>) {
+    let (mut cutter, mut held, mut passed) = (zmtp::Cutter::default(), BytesMut::new(), Vec::new());
     for bytes in input.chunks(piece) {
         held.extend_from_slice(bytes);
         loop {
-            match walker.step(&held) {
-                Ok(Some(zmtp::Piece::Message(bytes))) => passed.extend(held.drain(..bytes)),
-                Ok(Some(zmtp::Piece::Command(head, body))) => {
-                    command(&held[head..head + body]);
-                    held.drain(..head + body);
+            match cutter.cut(&mut held) {
+                Ok(zmtp::Cut::Message(parts)) => passed.push(parts),
+                Ok(zmtp::Cut::Command(body)) => command(&body),
+                Ok(zmtp::Cut::Part(missing)) => {
+                    let most = zmtp::HEADER_BYTES_MAX + limits::FRAME_BYTES_MAX;
+                    assert!(missing > 0 && held.len() + missing <= most, "{} bytes are held", held.len());
+                    break;
                 }
-                Ok(None) => break,
                 Err(broken) => return (passed, Some(broken)),
             }
         }
-        assert!(held.len() <= 9 + limits::COMMAND_BYTES_MAX, "{} bytes are held", held.len());
     }
     (passed, None)
 }

@@ -16,10 +16,12 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
-use zeromq::{Socket, SocketEvent, SocketRecv, SubSocket, ZmqMessage};
+use zeromq::{Socket, SocketEvent, SocketRecv, SubSocket};
 
 use super::folder::{Folder, endpoint};
+use super::gate::claims::Claims;
 use super::gate::line::Line;
+use super::gate::zmtp::Parts;
 use super::gate::{Identity, limits, outbound};
 use super::{DialError, LinkId, NetEvent, Task};
 use crate::aside::Aside;
@@ -29,7 +31,7 @@ use crate::replica::batch::BatchError;
 use crate::replica::message::Message;
 use crate::wire::{self, TOPIC_CHAT, TOPIC_MESH, WireError};
 
-/// Bodies up to this size are copied: a slice would keep the whole block that the socket read it in, for as long as the
+/// Bodies up to this size are copied: a slice would keep the whole block that the gate read it in, for as long as the
 /// message is kept.
 const COPIED_BYTES_MAX: usize = 16 * 1024;
 
@@ -152,9 +154,9 @@ impl Reader {
         }
     }
 
-    fn take(&mut self, first: ZmqMessage, ear: &mut Ear) {
+    fn take(&mut self, first: Parts, ear: &mut Ear) {
         // A repair may hold hundreds of batches, and is work enough for one thread.
-        let long = |message: &ZmqMessage| message.get(0).is_none_or(|topic| topic.starts_with(b"to."));
+        let long = |message: &Parts| message.first.starts_with(b"to.");
         let mut messages = vec![first];
         while messages.len() < JOB_MESSAGES_MAX && !messages.last().is_some_and(long) {
             match ear.next().now_or_never() {
@@ -182,21 +184,21 @@ impl Reader {
     }
 }
 
-fn read(message: ZmqMessage, topic_own: &str) -> Result<Message, WireError> {
-    let (Some(topic), Some(body), 2) = (message.get(0), message.get(1), message.len()) else {
-        return Err(WireError::Topic);
-    };
+fn read(message: Parts, topic_own: &str) -> Result<Message, WireError> {
+    let Parts { first: topic, second: Some(body) } = message else { return Err(WireError::Topic) };
     if topic.starts_with(b"to.") && topic != topic_own.as_bytes() {
         return Err(WireError::Topic);
     }
-    let body = if body.len() <= COPIED_BYTES_MAX { Bytes::copy_from_slice(body) } else { body.clone() };
-    wire::decode(topic, &body)
+    let body = if body.len() <= COPIED_BYTES_MAX { Bytes::copy_from_slice(&body) } else { body };
+    wire::decode(&topic, &body)
 }
 
 /// A SUB socket connected to one peer.
 pub(crate) struct Ear {
     socket: SubSocket,
     ended: futures_util::stream::BoxStream<'static, SocketEvent>,
+    /// What the relay has left for the tickets that the socket gives.
+    claims: Arc<Claims>,
     _relay: Task,
 }
 
@@ -230,7 +232,8 @@ impl Ear {
         idle: Option<Duration>,
         metrics: Metrics,
     ) -> Result<Ear, zeromq::ZmqError> {
-        let relay = outbound::relay(line, UnixListener::bind(&path)?, path.clone(), idle, metrics);
+        let claims = Arc::new(Claims::default());
+        let relay = outbound::relay(line, UnixListener::bind(&path)?, path.clone(), claims.clone(), idle, metrics);
         let relay = Task::spawn(relay);
         let mut socket = SubSocket::new();
         let ended = socket.monitor().boxed();
@@ -238,16 +241,16 @@ impl Ear {
             socket.subscribe(topic).await?;
         }
         socket.connect(&endpoint(&path)).await?;
-        Ok(Ear { socket, ended, _relay: relay })
+        Ok(Ear { socket, ended, claims, _relay: relay })
     }
 
     /// The next message; none once the peer has ended and all that it sent was given. Cancel safe.
-    pub(crate) async fn next(&mut self) -> Option<ZmqMessage> {
+    pub(crate) async fn next(&mut self) -> Option<Parts> {
         loop {
             tokio::select! {
                 // The socket finds the end of its only connection behind the last message, says so here, and would wait.
                 biased;
-                message = self.socket.recv() => return message.ok(),
+                ticket = self.socket.recv() => return self.claims.claim(ticket.ok()?.get(0)?),
                 event = self.ended.next() => match event {
                     Some(SocketEvent::Disconnected(_)) | None => return None,
                     Some(_) => {}

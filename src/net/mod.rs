@@ -241,7 +241,6 @@ impl Net {
     /// Waits up to a second until all that was sent has gone out, and a moment for its hearers to part, then ends everything.
     pub(crate) async fn close(mut self) {
         let deadline = Instant::now() + limits::CLOSE;
-        self.publisher.mark().await;
         while !self.feeds.is_drained() && Instant::now() < deadline {
             self.feeds.changed().await;
         }

@@ -1,7 +1,8 @@
 //! Our PUB socket, and the ear that tells whether it still speaks.
 //!
-//! The `zeromq` crate's PUB drops silently and can die silently. So [`Publisher`] counts what it is given into [`Feeds`],
-//! which hold publishing back long before anything is dropped, and listens to itself: when it has said things on `mesh`
+//! Through it go tickets ([`super::gate::claims`]); the messages wait in [`Feeds`] until the gate has them. The `zeromq` crate's PUB
+//! drops silently and can die silently. So publishing is held back long before anything is dropped, and the publisher
+//! listens to itself: when it has said things on `mesh`
 //! for five seconds of which nothing was heard, it is made anew at a new path, and the gate ends all connections to the old.
 
 use std::io;
@@ -17,15 +18,16 @@ use zeromq::{PubSocket, Socket, SocketRecv, SocketSend, SubSocket, ZmqError, Zmq
 
 use super::Task;
 use super::folder::{Folder, endpoint};
-use super::gate::feed::{Feeds, MARK_TOPIC};
+use super::gate::feed::Feeds;
 use super::gate::limits;
+use super::gate::zmtp::Parts;
 use crate::metrics::Metrics;
 use crate::wire::{TOPIC_CHAT, TOPIC_MESH};
 
 /// The publisher is taken for dead when it said things for so long and at least [`UNHEARD_MIN`] times, all unheard.
 const UNHEARD: Duration = Duration::from_secs(5);
-/// After so many messages, or a mark, the gate gets its turn, however busy the sender is.
-const IN_ONE_GO_MAX: u32 = 16;
+/// After so many messages, or so many bytes, the gate gets its turn, however busy the sender is.
+const IN_ONE_GO_MAX: (u32, usize) = (16, 128 * 1024);
 /// A loop that hung for long says few things before the ear gets its turn.
 const UNHEARD_MIN: u32 = 5;
 
@@ -39,10 +41,8 @@ pub(crate) struct Publisher {
     /// Publishers made so far; names their sockets.
     made: u64,
     path: watch::Sender<PathBuf>,
-    /// What [`Feeds`] knew when the last mark was sent.
-    marked: u64,
-    /// Messages sent since others had their turn.
-    in_one_go: u32,
+    /// Messages and bytes sent since others had their turn.
+    in_one_go: (u32, usize),
 }
 
 /// A socket and the ear that is subscribed to it.
@@ -95,7 +95,7 @@ impl Publisher {
         let voice = Voice::make(begun, &path).await.map_err(io::Error::other)?;
         let path = watch::Sender::new(path);
         let watchdog = Watchdog::default();
-        Ok(Publisher { folder, metrics, feeds, voice, watchdog, made: 1, path, marked: 0, in_one_go: 0 })
+        Ok(Publisher { folder, metrics, feeds, voice, watchdog, made: 1, path, in_one_go: (0, 0) })
     }
 
     /// Where it is bound.
@@ -120,39 +120,13 @@ impl Publisher {
             }
             other => Bytes::copy_from_slice(other.as_bytes()),
         };
-        let bytes = (topic.len() + body.len()) as u64;
-        self.metrics.sent_bytes.inc_by(bytes);
-        let mut message = ZmqMessage::from(topic);
-        message.push_back(body);
-        self.pass(message, bytes).await;
+        self.metrics.sent_bytes.inc_by((topic.len() + body.len()) as u64);
+        self.say(Parts { first: topic, second: Some(body) }).await;
     }
 
     /// Says one frame, to all that subscribe what it begins with.
     pub(crate) async fn send_frame(&mut self, frame: Bytes) {
-        let bytes = frame.len() as u64;
-        self.pass(frame.into(), bytes).await;
-    }
-
-    async fn pass(&mut self, message: ZmqMessage, bytes: u64) {
-        self.say(message).await;
-        self.in_one_go += 1;
-        let to_mark = self.feeds.sent(bytes) - self.marked >= limits::MARK_EVERY_BYTES;
-        if to_mark {
-            self.mark().await;
-        }
-        if to_mark || self.in_one_go >= IN_ONE_GO_MAX {
-            self.in_one_go = 0;
-            tokio::task::yield_now().await;
-        }
-    }
-
-    /// Sends a mark; see [`super::gate::feed`].
-    pub(crate) async fn mark(&mut self) {
-        self.marked = self.feeds.sent(0);
-        let mark = Bytes::copy_from_slice(&self.marked.to_be_bytes());
-        let mut message = ZmqMessage::from(Bytes::from_static(MARK_TOPIC));
-        message.push_back(mark);
-        self.say(message).await;
+        self.say(Parts { first: frame, second: None }).await;
     }
 
     /// Ends the socket and removes its file. What is still in it is lost.
@@ -161,9 +135,18 @@ impl Publisher {
         let _ = socket.close().await;
     }
 
-    async fn say(&mut self, message: ZmqMessage) {
-        if let Err(error) = self.voice.socket.send(message).await {
+    async fn say(&mut self, message: Parts) {
+        let (count, bytes) = self.in_one_go;
+        self.in_one_go = (count + 1, bytes + message.len());
+        let topic = message.first.slice(..message.first.len().min(limits::SUBSCRIPTION_BYTES_MAX));
+        let mut said = ZmqMessage::from(topic);
+        said.push_back(self.feeds.say(message));
+        if let Err(error) = self.voice.socket.send(said).await {
             tracing::warn!(%error, "the publisher does not take messages");
+        }
+        if self.in_one_go.0 >= IN_ONE_GO_MAX.0 || self.in_one_go.1 >= IN_ONE_GO_MAX.1 {
+            self.in_one_go = (0, 0);
+            tokio::task::yield_now().await;
         }
     }
 
@@ -175,6 +158,7 @@ impl Publisher {
         match Voice::make(Begun::new(), &path).await {
             Ok(voice) => {
                 let Voice { socket, .. } = std::mem::replace(&mut self.voice, voice);
+                self.feeds.lose();
                 self.path.send_replace(path);
                 tokio::spawn(socket.close());
             }

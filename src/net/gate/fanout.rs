@@ -1,65 +1,33 @@
 //! From our publisher to the queues of all callers that subscribe what it says.
 //!
-//! One connection to the publisher serves all: what it says is written once by the publisher, read and checked once here,
-//! and shared by the queues of those who subscribe it. It is taken at once, whatever callers do.
+//! One connection to the publisher serves all. Over it come tickets; the messages are claimed at once, whatever callers do,
+//! and shared by the queues of those who subscribe them.
 
 use std::convert::Infallible;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bytes::Buf;
+use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::feed::{Feed, Feeds, MARK_TOPIC};
+use super::feed::{Feed, Feeds};
 use super::queue::Intake;
-use super::zmtp::{self, Broken, Header, Piece, Role, Walker};
+use super::zmtp::{self, Broken, Cut, Cutter, Parts, Role};
 use super::{ShakeError, limits, shake};
-
-/// How a mark begins on its way out of the publisher: the frames [`MARK_TOPIC`] and 8 bytes.
-const MARK_HEAD: &[u8] = b"\x01\x04gate\x00\x08";
-/// The length of a mark with its frame headers.
-const MARK_BYTES: usize = MARK_HEAD.len() + 8;
-
-/// What stands at the front of what came out of the publisher, between two messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Front<'a> {
-    /// A mark, with the bytes published before it.
-    Mark(u64),
-    /// A message, with as much of its first frame as a subscription may ask for.
-    Message(&'a [u8]),
-    /// The beginning of either.
-    Part,
-}
-
-impl Front<'_> {
-    fn of(bytes: &[u8]) -> Result<Front<'_>, Broken> {
-        let Some(header) = Header::parse(bytes)? else { return Ok(Front::Part) };
-        let topic = bytes.get(header.bytes..header.bytes + header.len.min(limits::SUBSCRIPTION_BYTES_MAX));
-        Ok(match topic {
-            _ if header.command => return Err(Broken::Command),
-            None => Front::Part,
-            Some(topic) if topic == MARK_TOPIC && header.more => match bytes.get(MARK_HEAD.len()..) {
-                Some(rest) => rest.first_chunk().map_or(Front::Part, |sent| Front::Mark(u64::from_be_bytes(*sent))),
-                None => Front::Part,
-            },
-            Some(topic) => Front::Message(topic),
-        })
-    }
-}
 
 /// A connection to the publisher that hears all it says.
 pub(super) struct Fanout {
     publisher: UnixStream,
     intake: Intake,
-    walker: Walker,
-    /// Whom the message goes to that is being walked over, or was last.
+    cutter: Cutter,
+    /// Whom the last message went to.
     audience: Vec<Arc<Feed>>,
     /// What the audience was asked for, and the [`Feeds::version`] of then.
-    topic: Vec<u8>,
+    topic: Bytes,
     version: u64,
 }
 
@@ -80,9 +48,9 @@ impl Fanout {
             Ok(Ok(publisher)) => Ok(Fanout {
                 publisher,
                 intake: Intake::new(),
-                walker: Walker::default(),
+                cutter: Cutter::default(),
                 audience: Vec::new(),
-                topic: Vec::new(),
+                topic: Bytes::new(),
                 version: 0,
             }),
             Ok(Err::<_, ShakeError>(_)) | Err(_) => Err(io::Error::other("our publisher does not answer")),
@@ -128,71 +96,28 @@ impl Fanout {
 
     /// Gives away what has come.
     fn pass(&mut self, feeds: &Feeds) -> Result<(), Broken> {
-        let mut at = 0;
         loop {
-            if self.walker.at_border() {
-                match Front::of(&self.intake.bytes[at..])? {
-                    Front::Part => break,
-                    Front::Mark(sent) => {
-                        self.give(at, feeds);
-                        at = 0;
-                        self.intake.bytes.advance(MARK_BYTES);
-                        feeds.seen(sent);
-                        continue;
+            match self.cutter.cut(&mut self.intake.bytes)? {
+                Cut::Message(Parts { second: Some(ticket), .. }) => {
+                    if let Some(message) = feeds.claim(&ticket) {
+                        self.give(&message, feeds);
                     }
-                    Front::Message(topic) if self.version != feeds.version() || self.topic != topic => {
-                        let topic = topic.to_vec();
-                        self.give(at, feeds);
-                        at = 0;
-                        (self.audience, self.version) = (feeds.audience(&topic), feeds.version());
-                        self.topic = topic;
-                    }
-                    Front::Message(_) => {}
                 }
-            }
-            match self.walker.step(&self.intake.bytes[at..])? {
-                Some(Piece::Message(bytes)) => at += bytes,
-                Some(Piece::Command(..)) => return Err(Broken::Command),
-                None => break,
+                Cut::Message(_) | Cut::Command(_) => return Err(Broken::Command),
+                Cut::Part(_) => return Ok(()),
             }
         }
-        self.give(at, feeds);
-        Ok(())
     }
 
-    /// Gives the first `bytes` to the audience.
-    fn give(&mut self, bytes: usize, feeds: &Feeds) {
-        if bytes > 0 {
-            let chunk = self.intake.bytes.split_to(bytes).freeze();
-            feeds.give(&self.audience, &chunk, !self.walker.at_border());
+    /// Gives a message to its audience.
+    fn give(&mut self, message: &Parts, feeds: &Feeds) {
+        let topic = &message.first[..message.first.len().min(limits::SUBSCRIPTION_BYTES_MAX)];
+        if self.version != feeds.version() || self.topic != topic {
+            (self.audience, self.version) = (feeds.audience(topic), feeds.version());
+            self.topic = Bytes::copy_from_slice(topic);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn marks_are_told_from_messages_however_little_is_there() {
-        let mark = [MARK_HEAD, &77_u64.to_be_bytes()].concat();
-        assert_eq!(mark.len(), MARK_BYTES);
-        assert_eq!(Front::of(&mark), Ok(Front::Mark(77)));
-        for end in 0..mark.len() {
-            assert_eq!(Front::of(&mark[..end]), Ok(Front::Part), "{end}");
+        if !self.audience.is_empty() {
+            feeds.give(&self.audience, &message.chunks());
         }
-        let long = [&b"\x02\0\0\0\0\0\0\x01\x2c"[..], &[b'x'; 300]].concat();
-        for (bytes, front) in [
-            (&b"\x01\x04chat"[..], Front::Message(b"chat")),
-            (b"\x01\x04mesh\0\x01x", Front::Message(b"mesh")),
-            (b"\x00\x06gate x", Front::Message(b"gate x")),
-            (b"\x00\x00", Front::Message(b"")),
-            (b"\x01\x48to.", Front::Part),
-            (&long, Front::Message(&[b'x'; 128])),
-            (&long[..136], Front::Part),
-        ] {
-            assert_eq!(Front::of(bytes), Ok(front));
-        }
-        assert_eq!(Front::of(b"\x04\x05\x04PING"), Err(Broken::Command));
     }
 }

@@ -1,8 +1,7 @@
 //! What each caller is to get of what we publish, how far it is behind, and what follows for publishing.
 //!
-//! What comes out of the publisher is put into a queue for each caller that subscribes it ([`super::fanout`]). The publisher
-//! tells nobody what it holds; so it is sent a *mark* now and then, a message on a topic of its own that the fan-out takes
-//! out again. A mark says how many bytes were published before it.
+//! What is published waits in [`Claims`] until its ticket has come through the publisher, so it is known how much is inside;
+//! then it is put into a queue for each caller that subscribes it ([`super::fanout`]).
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
@@ -13,15 +12,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::Notify;
 
+use super::claims::Claims;
 use super::limits;
 use super::queue::Queue;
-use super::zmtp::Broken;
+use super::zmtp::{Broken, Parts};
 use crate::id::Run;
 use crate::net::Flow;
 use crate::wire::TOPIC_CHAT;
-
-/// The topic of marks; no topic between nodes begins like it.
-pub(crate) const MARK_TOPIC: &[u8] = b"gate";
 
 /// One connection of a caller.
 #[derive(Debug)]
@@ -35,11 +32,8 @@ pub(crate) struct Feed {
 struct State {
     /// What it subscribes.
     topics: Vec<Bytes>,
+    /// Whole messages, but for what is written of the first.
     queue: Queue,
-    /// The queue ends in the midst of a message.
-    midway: bool,
-    /// To be sent at the next border between messages.
-    pong: Option<Bytes>,
     /// So many bytes were dropped because too much was queued; nothing is taken any more.
     cut: Option<usize>,
     /// When it took bytes; 0: never.
@@ -66,13 +60,8 @@ impl Feed {
 
     /// Has this written between two messages.
     pub(crate) fn pong(&self, feeds: &Feeds, pong: Bytes) {
-        let mut state = lock(&self.state);
-        if state.midway {
-            state.pong = Some(pong);
-        } else {
-            feeds.queued.fetch_add(pong.len(), Relaxed);
-            state.queue.push(pong);
-        }
+        feeds.queued.fetch_add(pong.len(), Relaxed);
+        lock(&self.state).queue.push(pong);
     }
 }
 
@@ -80,13 +69,13 @@ impl Feed {
 #[derive(Debug)]
 pub(crate) struct Feeds {
     start: Instant,
-    /// Bytes handed to the publisher.
-    sent: AtomicU64,
-    /// Bytes that are known to have come out of it.
-    seen: AtomicU64,
-    /// When `seen` moved, in milliseconds of [`Feeds::now`].
-    seen_at: AtomicU64,
-    /// Since when more than [`limits::INSIDE_BYTES_MAX`] are inside the publisher; 0: they are not.
+    /// What is inside the publisher.
+    inside: Claims,
+    /// Bytes of it that are not waited for: nothing came out for too long.
+    stalled: AtomicUsize,
+    /// When something came out, in milliseconds of [`Feeds::now`].
+    claimed_at: AtomicU64,
+    /// Since when something is inside and waited for; 0: nothing is.
     over_since: AtomicU64,
     /// Bytes in all queues.
     queued: AtomicUsize,
@@ -105,9 +94,9 @@ impl Feeds {
     pub(crate) fn new() -> Feeds {
         Feeds {
             start: Instant::now(),
-            sent: AtomicU64::new(0),
-            seen: AtomicU64::new(0),
-            seen_at: AtomicU64::new(0),
+            inside: Claims::default(),
+            stalled: AtomicUsize::new(0),
+            claimed_at: AtomicU64::new(0),
             over_since: AtomicU64::new(0),
             queued: AtomicUsize::new(0),
             feeds: Mutex::default(),
@@ -129,7 +118,7 @@ impl Feeds {
     /// The connection has ended; what was queued for it is gone.
     pub(crate) fn leave(&self, number: u64) {
         if let Some(feed) = lock(&self.feeds).remove(&number) {
-            // The fan-out may be about to give it the rest of a message.
+            // The fan-out may still take it for one of its audience.
             let left = State { cut: Some(0), ..State::default() };
             let bytes = std::mem::replace(&mut *lock(&feed.state), left).queue.bytes();
             self.queued.fetch_sub(bytes, Relaxed);
@@ -141,16 +130,24 @@ impl Feeds {
         lock(&self.feeds).len()
     }
 
-    /// The publisher was given `bytes` more; gives all that it was given.
-    pub(crate) fn sent(&self, bytes: u64) -> u64 {
-        self.sent.fetch_add(bytes, Relaxed) + bytes
+    /// A message goes into the publisher; gives its ticket.
+    pub(crate) fn say(&self, message: Parts) -> Bytes {
+        self.inside.leave(message, limits::INSIDE_BYTES_MAX)
     }
 
-    /// A mark of `sent` bytes came out of the publisher.
-    pub(crate) fn seen(&self, sent: u64) {
-        self.seen.fetch_max(sent, Relaxed);
-        self.seen_at.store(self.now(), Relaxed);
+    /// A ticket came out of the publisher; gives its message.
+    pub(crate) fn claim(&self, ticket: &[u8]) -> Option<Parts> {
+        let message = self.inside.claim(ticket);
+        self.stalled.fetch_min(self.inside.bytes(), Relaxed);
+        self.claimed_at.store(self.now(), Relaxed);
         self.wake();
+        message
+    }
+
+    /// The publisher is made anew: what was inside is lost.
+    pub(crate) fn lose(&self) {
+        self.inside.clear();
+        self.stalled.store(0, Relaxed);
     }
 
     /// Subscribes (or no longer subscribes) `topic`. Each topic counts once, however often it is asked for.
@@ -186,20 +183,15 @@ impl Feeds {
         feeds.values().filter(|feed| wants(&lock(&feed.state).topics, topic)).cloned().collect()
     }
 
-    /// Queues `chunk` for all of `audience`; it ends `midway` through a message or between two. Who has too much queued by
-    /// then is cut.
-    pub(crate) fn give(&self, audience: &[Arc<Feed>], chunk: &Bytes, midway: bool) {
+    /// Queues a message for all of `audience`. Who has too much queued by then is cut.
+    pub(crate) fn give(&self, audience: &[Arc<Feed>], message: &[Bytes]) {
         for feed in audience {
             let mut state = lock(&feed.state);
             if state.cut.is_some() {
                 continue;
             }
             let before = state.queue.bytes();
-            state.queue.push(chunk.clone());
-            state.midway = midway;
-            if !midway && let Some(pong) = state.pong.take() {
-                state.queue.push(pong);
-            }
+            message.iter().for_each(|chunk| state.queue.push(chunk.clone()));
             let bytes = state.queue.bytes();
             let all = self.queued.fetch_add(bytes - before, Relaxed) + bytes - before;
             let share = all > limits::QUEUES_BYTES_MAX && bytes >= all / self.count().max(1);
@@ -242,23 +234,23 @@ impl Feeds {
         lock(&self.dropped).get(&run).copied().unwrap_or(0)
     }
 
-    /// Whether publishing may go on. It waits while too much is inside the publisher; while somebody who takes messages is
+    /// Whether publishing may go on. It waits while something is inside the publisher; while somebody who takes messages is
     /// behind and nobody who is settled and takes messages keeps up; and, as far as patience goes, for those who lag behind
     /// others. Newcomers may be behind, too: else one that is cut for being slow within its first second, and comes again,
     /// would never settle.
     pub(crate) fn flow(&self) -> Flow {
-        let (now, sent) = (self.now(), self.sent.load(Relaxed));
+        let (now, inside) = (self.now(), self.inside.bytes());
         let within = |at: u64, time: Duration| now.saturating_sub(at) <= time.as_millis() as u64;
-        if sent.saturating_sub(self.seen.load(Relaxed)) > limits::INSIDE_BYTES_MAX {
+        if inside > self.stalled.load(Relaxed) {
             let since = match self.over_since.load(Relaxed) {
                 0 => now,
                 since => since,
             };
-            if within(since.max(self.seen_at.load(Relaxed)), limits::INSIDE_STALL) {
+            if within(since.max(self.claimed_at.load(Relaxed)), limits::INSIDE_STALL) {
                 self.over_since.store(since, Relaxed);
                 return Flow::Wait;
             }
-            self.seen.store(sent, Relaxed);
+            self.stalled.store(inside, Relaxed);
         }
         self.over_since.store(0, Relaxed);
         let (mut keeping, mut behind, mut lagging) = (false, false, false);
@@ -281,7 +273,7 @@ impl Feeds {
 
     /// Whether all that was published has been written to all.
     pub(crate) fn is_drained(&self) -> bool {
-        self.seen.load(Relaxed) >= self.sent.load(Relaxed) && self.queued.load(Relaxed) == 0
+        self.inside.bytes() == 0 && self.queued.load(Relaxed) == 0
     }
 
     /// Resolves when something moves; at the latest after 50 ms, because the rules also depend on time.
@@ -374,13 +366,19 @@ mod tests {
 
     fn give(feeds: &Feeds, feed: &Arc<Feed>, bytes: usize) {
         static ZEROS: [u8; 64 * MIB] = [0; 64 * MIB];
-        feeds.give(std::slice::from_ref(feed), &Bytes::from_static(&ZEROS[..bytes]), false);
+        feeds.give(std::slice::from_ref(feed), &[Bytes::from_static(&ZEROS[..bytes])]);
+    }
+
+    fn say(feeds: &Feeds, bytes: usize) -> Bytes {
+        feeds.say(Parts { first: vec![0; bytes].into(), second: None })
     }
 
     #[test]
     fn with_nobody_there_publishing_waits_for_the_publisher_only() {
         let feeds = Feeds::new();
-        feeds.seen(feeds.sent(1 << 40));
+        let ticket = say(&feeds, 1);
+        assert_eq!(feeds.flow(), Flow::Wait);
+        assert!(!feeds.is_drained() && feeds.claim(&ticket).is_some());
         assert_eq!(feeds.flow(), Flow::Open);
         assert!(feeds.is_drained());
     }
@@ -441,15 +439,22 @@ mod tests {
     #[test]
     fn publishing_waits_for_the_publisher_but_not_for_ever() {
         let mut feeds = Feeds::new();
-        feeds.seen(0);
-        let sent = feeds.sent(2 * MIB as u64);
+        let ticket = say(&feeds, 100);
+        say(&feeds, 100);
         assert_eq!(feeds.flow(), Flow::Wait);
-        feeds.seen(sent - MIB as u64);
-        assert_eq!(feeds.flow(), Flow::Open);
-        feeds.sent(MIB as u64);
+        feeds.claim(&ticket);
         assert_eq!(feeds.flow(), Flow::Wait);
         feeds.later(Duration::from_millis(150));
+        assert_eq!(feeds.flow(), Flow::Open, "nothing comes out");
         assert_eq!(feeds.flow(), Flow::Open);
+        let ticket = say(&feeds, 100);
+        assert_eq!(feeds.flow(), Flow::Wait, "once more");
+        feeds.claim(&ticket);
+        assert_eq!(feeds.flow(), Flow::Open);
+        say(&feeds, 100);
+        feeds.lose();
+        assert_eq!(feeds.flow(), Flow::Open);
+        assert!(feeds.is_drained());
     }
 
     #[test]
@@ -478,16 +483,15 @@ mod tests {
         let feed = feeds.enter(1);
         let mut written = Vec::new();
         let audience = [feed.clone()];
-        feeds.give(&audience, &Bytes::from_static(b"ab"), true);
+        feeds.give(&audience, &[Bytes::from_static(b"ab"), Bytes::from_static(b"c")]);
         feed.pong(&feeds, Bytes::from_static(b"PONG"));
-        feeds.give(&audience, &Bytes::from_static(b"c"), false);
-        feed.pong(&feeds, Bytes::from_static(b"PONG"));
+        feeds.give(&audience, &[Bytes::from_static(b"de"), Bytes::new()]);
         let write = |slices: &[IoSlice<'_>]| {
             written.extend(slices.iter().flat_map(|slice| slice.iter().copied()));
             Ok(slices.iter().map(|slice| slice.len()).sum())
         };
         feeds.take(&feed, write).unwrap();
-        assert_eq!(written, b"abcPONGPONG");
+        assert_eq!(written, b"abcPONGde");
         assert!(feeds.is_drained());
     }
 

@@ -22,8 +22,8 @@ pub(crate) const READY_BYTES_MAX: usize = 1024;
 pub(crate) const COMMAND_BYTES_MAX: usize = 4096;
 /// The largest frame; a larger one cuts the connection.
 pub(crate) const FRAME_BYTES_MAX: usize = crate::wire::FRAME_BYTES_MAX;
-/// The most frames of one message; one more cuts the connection.
-pub(crate) const PARTS_MAX: u8 = 2;
+/// Bytes of a dialled peer's messages that its link has not claimed; from there on the peer is not read.
+pub(crate) const CLAIMS_BYTES_MAX: usize = 1 << 20;
 /// Tasks for callers, those included that only have news left which the node does not take; at that, nobody is accepted.
 pub(crate) const TASKS_MAX: usize = 2 * (CALLERS_MAX + HANDSHAKES_MAX);
 /// Subscriptions of one caller; one more cuts it.
@@ -37,10 +37,10 @@ pub(crate) const IDLE: Duration = Duration::from_secs(60);
 pub(crate) const QUEUE_BYTES_MAX: usize = 32 << 20;
 /// Bytes queued for all callers; beyond, a caller with more than its share is cut.
 pub(crate) const QUEUES_BYTES_MAX: usize = 256 << 20;
-/// Bytes on their way through the publisher to one caller; beyond, publishing waits. The publisher itself drops messages
-/// silently, but only beyond 100,000 of them.
-pub(crate) const INSIDE_BYTES_MAX: u64 = 1 << 20;
-/// A caller whose bytes did not move through the publisher for so long is not waited for.
+/// Bytes whose tickets are inside the publisher. Publishing waits while there are any, so what comes meanwhile goes into one
+/// batch; where nobody waits for that, the oldest are lost beyond so many.
+pub(crate) const INSIDE_BYTES_MAX: usize = 64 << 20;
+/// A publisher of which nothing came out for so long is not waited for.
 pub(crate) const INSIDE_STALL: Duration = Duration::from_millis(100);
 /// A caller with more queued than this is behind; while all that take messages are, publishing waits.
 pub(crate) const BEHIND_BYTES: usize = 4 << 20;
@@ -53,8 +53,6 @@ pub(crate) const TAKES: Duration = Duration::from_secs(1);
 /// A caller counts as keeping up once it has been subscribed for so long: who comes and goes must not hide that the
 /// others are behind.
 pub(crate) const SETTLED: Duration = Duration::from_secs(1);
-/// A mark follows so many bytes through the publisher; see [`super::feed`].
-pub(crate) const MARK_EVERY_BYTES: u64 = 128 << 10;
 /// Least and most bytes of one read.
 pub(crate) const READ_BYTES: (usize, usize) = (4 << 10, 128 << 10);
 /// Least and most pause after `accept` has failed (no descriptors left), doubling.

@@ -7,6 +7,7 @@
 //! The gate parses greeting, commands and frame headers, never the messages. It holds back nobody but the peer concerned:
 //! what comes out of our publisher it takes at once, whatever the peer does.
 
+pub(crate) mod claims;
 mod fanout;
 pub(crate) mod feed;
 pub(crate) mod inbound;

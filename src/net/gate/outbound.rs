@@ -1,21 +1,23 @@
 //! A peer that we dial to hear.
 //!
 //! Owns the TCP connection and, once the handshake is through, a Unix connection to the link's SUB socket. Every frame
-//! header is checked before it is passed on. When the socket is not read, the relay does not read TCP either, so the peer
-//! finds out; it holds no more than one read.
+//! header is checked, and only whole messages are passed on: left in [`Claims`], their tickets to the socket. While the link
+//! does not claim them, the relay does not read TCP either, so the peer finds out.
 
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Buf;
+use bytes::BytesMut;
 use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::time::{Instant, timeout};
 
+use super::claims::Claims;
 use super::line::{self, Line};
 use super::queue::{Intake, Queue};
-use super::zmtp::{self, Broken, Command, Header, Piece, Role, Walker};
+use super::zmtp::{self, Broken, Command, Cut, Cutter, Header, Role};
 use super::{Identity, Peer, Refusal, ShakeError, is_stock, limits, prepare, shake};
 use crate::metrics::{Metrics, count};
 use crate::net::{Apart, DialError};
@@ -83,6 +85,7 @@ pub(crate) async fn relay(
     line: Line,
     listener: UnixListener,
     path: impl AsRef<Path>,
+    claims: Arc<Claims>,
     idle: Option<Duration>,
     metrics: Metrics,
 ) {
@@ -91,8 +94,9 @@ pub(crate) async fn relay(
         line,
         idle,
         socket,
+        claims,
         incoming: Intake::new(),
-        walker: Walker::default(),
+        cutter: Cutter::default(),
         to_socket: Queue::default(),
         ended: false,
         asked: Intake::new(),
@@ -132,9 +136,12 @@ struct Relay {
     line: Line,
     idle: Option<Duration>,
     socket: UnixStream,
+    /// What the link is to claim.
+    claims: Arc<Claims>,
     /// From the peer.
     incoming: Intake,
-    walker: Walker,
+    cutter: Cutter,
+    /// Tickets.
     to_socket: Queue,
     /// The peer sends no more.
     ended: bool,
@@ -152,19 +159,25 @@ impl Relay {
             if self.ended && free {
                 return End::Gone;
             }
+            let full = self.claims.bytes() >= limits::CLAIMS_BYTES_MAX;
+            let reads = free && !full;
             let done = tokio::select! {
-                ready = self.line.readable(), if free && self.to_peer.bytes() < limits::COMMAND_BYTES_MAX => {
+                ready = self.line.readable(), if reads && self.to_peer.bytes() < limits::COMMAND_BYTES_MAX => {
                     heard = Instant::now();
                     ready.map_err(End::from).and_then(|()| self.hear())
                 }
+                () = self.claims.claimed(), if full => {
+                    // While nothing is claimed, the silence is ours.
+                    heard = Instant::now();
+                    Ok(())
+                }
                 ready = self.socket.writable(), if !free => {
-                    // While the socket is not read, the silence is ours.
                     heard = Instant::now();
                     ready.map_err(End::from)
                 }
                 ready = self.socket.readable() => ready.map_err(End::from).and_then(|()| self.ask()),
                 ready = self.line.writable(), if !self.to_peer.is_empty() || self.line.is_pending() => ready.map_err(End::from),
-                () = tokio::time::sleep_until(heard + self.idle.unwrap_or_default()), if free && self.idle.is_some() => {
+                () = tokio::time::sleep_until(heard + self.idle.unwrap_or_default()), if reads && self.idle.is_some() => {
                     Err(End::Idle)
                 }
             };
@@ -182,25 +195,25 @@ impl Relay {
             Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(Broken::Sealed.into()),
             read => !matches!(read, Ok(None | Some(1..))),
         };
-        let mut at = 0;
+        let mut tickets = BytesMut::new();
         loop {
-            let bytes = &mut self.incoming.bytes;
-            match self.walker.step(&bytes[at..])? {
-                Some(Piece::Message(bytes)) => at += bytes,
-                Some(Piece::Command(head, body)) => {
-                    self.to_socket.push(bytes.split_to(at).freeze());
-                    at = 0;
-                    match Command::parse(&bytes[head..head + body])? {
-                        Command::Ping(context) => self.to_peer.push(zmtp::pong(context)),
-                        Command::Pong => {}
-                        Command::Subscribe(_) | Command::Cancel(_) => return Err(Broken::Command.into()),
-                    }
-                    bytes.advance(head + body);
+            match self.cutter.cut(&mut self.incoming.bytes)? {
+                Cut::Message(parts) => {
+                    let ticket = self.claims.leave(parts, usize::MAX);
+                    zmtp::put_frame(&mut tickets, &ticket);
                 }
-                None => break,
+                Cut::Command(body) => match Command::parse(&body)? {
+                    Command::Ping(context) => self.to_peer.push(zmtp::pong(context)),
+                    Command::Pong => {}
+                    Command::Subscribe(_) | Command::Cancel(_) => return Err(Broken::Command.into()),
+                },
+                Cut::Part(missing) => {
+                    self.incoming.lacks(missing);
+                    break;
+                }
             }
         }
-        self.to_socket.push(self.incoming.bytes.split_to(at).freeze());
+        self.to_socket.push(tickets.freeze());
         self.incoming.rest();
         Ok(())
     }

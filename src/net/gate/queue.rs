@@ -14,24 +14,46 @@ use super::limits::READ_BYTES;
 pub(crate) struct Intake {
     pub(crate) bytes: BytesMut,
     room: usize,
+    /// What is missing of a long frame.
+    missing: usize,
 }
 
 impl Intake {
     pub(crate) fn new() -> Intake {
-        Intake { bytes: BytesMut::new(), room: READ_BYTES.0 }
+        Intake { bytes: BytesMut::new(), room: READ_BYTES.0, missing: 0 }
+    }
+
+    /// So many bytes are missing of what has begun. Of a long frame they are read into a block of its own, to its end and
+    /// not beyond, so that it is passed on as it lies there and holds nothing else.
+    pub(crate) fn lacks(&mut self, missing: usize) {
+        self.missing = if missing >= READ_BYTES.0 { missing } else { 0 };
+        let spare = self.bytes.capacity() - self.bytes.len();
+        if self.missing > spare {
+            self.make_room(self.missing);
+            self.room = READ_BYTES.0;
+        }
+    }
+
+    /// Moves what there is into a block with room for exactly so many bytes more.
+    fn make_room(&mut self, room: usize) {
+        let mut block = BytesMut::with_capacity(self.bytes.len() + room);
+        block.extend_from_slice(&self.bytes);
+        self.bytes = block;
     }
 
     /// Reads once by `read`, which appends to the buffer; gives the bytes read, 0 at the end of the stream, none when
     /// nothing is there.
     pub(crate) fn read(&mut self, read: impl FnOnce(&mut BytesMut) -> io::Result<usize>) -> io::Result<Option<usize>> {
         // Small reads share a block until it is nearly used up; else each would hold a whole one while it is queued.
-        if self.bytes.capacity() - self.bytes.len() < self.room / 4 {
-            self.bytes.reserve(self.room);
+        if self.missing == 0 && self.bytes.capacity() - self.bytes.len() < self.room / 4 {
+            self.make_room(self.room);
         }
         let room = self.bytes.capacity() - self.bytes.len();
         match read(&mut self.bytes) {
             Ok(bytes) => {
-                if bytes == room {
+                if self.missing > 0 {
+                    self.missing = self.missing.saturating_sub(bytes);
+                } else if bytes == room {
                     self.room = (self.room * 2).min(READ_BYTES.1);
                 } else if bytes < self.room / 8 {
                     self.room = (self.room / 2).max(READ_BYTES.0);
@@ -147,6 +169,28 @@ mod tests {
             assert_eq!(queue.bytes(), wanted.len() - written.len());
         }
         assert_eq!(written, wanted);
+    }
+
+    #[test]
+    fn a_long_frame_is_read_into_a_block_of_its_own() {
+        let mut intake = Intake::new();
+        let read = |intake: &mut Intake, most: usize| {
+            let fill = |bytes: &mut BytesMut| {
+                let count = most.min(bytes.capacity() - bytes.len());
+                bytes.extend_from_slice(&[7; 1 << 20][..count]);
+                Ok(count)
+            };
+            intake.read(fill).unwrap().unwrap()
+        };
+        assert!(read(&mut intake, 100) == 100);
+        intake.lacks(300_000);
+        assert_eq!(read(&mut intake, 250_000), 250_000);
+        intake.lacks(50_000);
+        assert_eq!(read(&mut intake, 1 << 20), 50_000, "not beyond its end");
+        let frame = intake.bytes.split().freeze();
+        intake.lacks(1);
+        assert!(read(&mut intake, 1 << 20) <= READ_BYTES.0, "what follows is small again");
+        assert_eq!(frame.len(), 300_100);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Pure functions over bytes that anybody may have sent. Nothing here allocates by a length that was claimed, and nothing
 //! panics, whatever the bytes.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::limits;
 
@@ -11,6 +11,9 @@ use super::limits;
 pub(crate) const GREETING_BYTES: usize = 64;
 /// The longest frame header: flags and a length of 8 bytes.
 pub(crate) const HEADER_BYTES_MAX: usize = 9;
+
+/// A frame up to this length is written together with its header, a longer one from where it is.
+const COPIED_BYTES_MAX: usize = 1024;
 
 const MORE: u8 = 1;
 const LONG: u8 = 2;
@@ -124,6 +127,12 @@ pub(crate) fn subscription(wanted: bool, topic: &[u8]) -> Bytes {
     bytes.put_u8(wanted.into());
     bytes.put_slice(topic);
     bytes.freeze()
+}
+
+/// Appends a message of one frame.
+pub(crate) fn put_frame(bytes: &mut BytesMut, frame: &[u8]) {
+    put_header(bytes, 0, frame.len());
+    bytes.put_slice(frame);
 }
 
 fn put_header(bytes: &mut BytesMut, flags: u8, len: usize) {
@@ -240,54 +249,77 @@ impl Header {
     }
 }
 
-/// Walks along a stream of frames, checks each header, and knows where messages begin and end.
-#[derive(Debug, Default)]
-pub(crate) struct Walker {
-    /// Bytes of the current frame that are still to come.
-    left: usize,
-    /// Frames of the current message whose header was seen.
-    parts: u8,
-    /// Whether another frame follows the current one.
-    more: bool,
+/// A message: one frame, or two.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Parts {
+    pub(crate) first: Bytes,
+    pub(crate) second: Option<Bytes>,
 }
 
-/// What stands at the front of the input.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Piece {
-    /// So many bytes of messages, checked.
-    Message(usize),
-    /// A whole command between messages: the lengths of its header and its body.
-    Command(usize, usize),
-}
-
-impl Walker {
-    /// Whether all messages so far are complete.
-    pub(crate) fn at_border(&self) -> bool {
-        self.left == 0 && !self.more
+impl Parts {
+    /// Its length, headers aside.
+    pub(crate) fn len(&self) -> usize {
+        self.first.len() + self.second.as_ref().map_or(0, Bytes::len)
     }
 
-    /// Takes a step along `input`, which goes on where the last piece ended; none: more bytes are needed, never more than
-    /// a command and its header.
-    pub(crate) fn step(&mut self, input: &[u8]) -> Result<Option<Piece>, Broken> {
-        if self.left > 0 {
-            let bytes = self.left.min(input.len());
-            self.left -= bytes;
-            return Ok((bytes > 0).then_some(Piece::Message(bytes)));
+    /// As it stands on the wire, in two chunks: headers and what is short, and the last frame if that is long, uncopied.
+    pub(crate) fn chunks(&self) -> [Bytes; 2] {
+        let (first, last) = match &self.second {
+            Some(second) => (Some(&self.first), second),
+            None => (None, &self.first),
+        };
+        let copied = if last.len() <= COPIED_BYTES_MAX { last.len() } else { 0 };
+        let mut head = BytesMut::with_capacity(2 * HEADER_BYTES_MAX + first.map_or(0, Bytes::len) + copied);
+        if let Some(first) = first {
+            put_header(&mut head, MORE, first.len());
+            head.put_slice(first);
         }
-        let Some(header) = Header::parse(input)? else { return Ok(None) };
-        if header.command {
-            if self.more {
-                return Err(Broken::Command);
+        put_header(&mut head, 0, last.len());
+        head.put_slice(&last[..copied]);
+        [head.freeze(), last.slice(copied..)]
+    }
+}
+
+/// Cuts a stream of frames into messages and commands. Each header is checked as soon as it is there.
+#[derive(Debug, Default)]
+pub(crate) struct Cutter {
+    /// The first frame of a message whose second is still to come.
+    first: Option<Bytes>,
+}
+
+/// What stood at the front of the input.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    Message(Parts),
+    /// The body of a command between messages.
+    Command(Bytes),
+    /// The beginning of something, of which so many bytes at least are missing: at most a frame.
+    Part(usize),
+}
+
+impl Cutter {
+    /// Takes what is whole from the front of `input`, whose memory it shares.
+    pub(crate) fn cut(&mut self, input: &mut BytesMut) -> Result<Cut, Broken> {
+        loop {
+            let Some(header) = Header::parse(input)? else { return Ok(Cut::Part(1)) };
+            match self.first {
+                Some(_) if header.command => return Err(Broken::Command),
+                Some(_) if header.more => return Err(Broken::Parts),
+                _ => {}
             }
-            let whole = input.len() >= header.bytes + header.len;
-            return Ok(whole.then_some(Piece::Command(header.bytes, header.len)));
+            let missing = (header.bytes + header.len).saturating_sub(input.len());
+            if missing > 0 {
+                return Ok(Cut::Part(missing));
+            }
+            input.advance(header.bytes);
+            let frame = input.split_to(header.len).freeze();
+            match self.first.take() {
+                _ if header.command => return Ok(Cut::Command(frame)),
+                None if header.more => self.first = Some(frame),
+                None => return Ok(Cut::Message(Parts { first: frame, second: None })),
+                Some(first) => return Ok(Cut::Message(Parts { first, second: Some(frame) })),
+            }
         }
-        self.parts = if self.more { self.parts + 1 } else { 1 };
-        if self.parts > limits::PARTS_MAX || (header.more && self.parts == limits::PARTS_MAX) {
-            return Err(Broken::Parts);
-        }
-        (self.left, self.more) = (header.len, header.more);
-        Ok(Some(Piece::Message(header.bytes)))
     }
 }
 
@@ -303,18 +335,21 @@ mod tests {
         bytes.to_vec()
     }
 
-    /// Walks over `input` in steps of `chunk` bytes as a relay does, and gives what was passed on.
-    fn relay(input: &[u8], chunk: usize) -> Result<Vec<u8>, Broken> {
-        let (mut walker, mut held, mut passed) = (Walker::default(), Vec::new(), Vec::new());
-        for bytes in input.chunks(chunk) {
+    /// Cuts `input`, which comes in pieces of `piece` bytes, and gives the messages as they stand on the wire.
+    fn relay(input: &[u8], piece: usize) -> Result<Vec<u8>, Broken> {
+        let (mut cutter, mut held, mut passed) = (Cutter::default(), BytesMut::new(), Vec::new());
+        for bytes in input.chunks(piece) {
             held.extend_from_slice(bytes);
-            while let Some(piece) = walker.step(&held)? {
-                match piece {
-                    Piece::Message(bytes) => passed.extend(held.drain(..bytes)),
-                    Piece::Command(head, body) => drop(held.drain(..head + body)),
+            loop {
+                match cutter.cut(&mut held)? {
+                    Cut::Message(parts) => parts.chunks().iter().for_each(|chunk| passed.extend_from_slice(chunk)),
+                    Cut::Command(_) => {}
+                    Cut::Part(missing) => {
+                        assert!(missing > 0 && held.len() + missing <= HEADER_BYTES_MAX + limits::FRAME_BYTES_MAX);
+                        break;
+                    }
                 }
             }
-            assert!(held.len() < HEADER_BYTES_MAX + limits::COMMAND_BYTES_MAX);
         }
         Ok(passed)
     }
@@ -380,7 +415,8 @@ mod tests {
 
     #[test]
     fn messages_pass_and_commands_are_taken_out_however_they_are_cut() {
-        let message = [frame(MORE, b"chat"), frame(0, &[7; 300]), frame(MORE, b""), frame(0, b"")].concat();
+        let long = frame(0, &[7; COPIED_BYTES_MAX + 1]);
+        let message = [frame(MORE, b"chat"), frame(0, &[7; 300]), long, frame(MORE, b""), frame(0, b"")].concat();
         let input = [&message[..], &frame(COMMAND, b"\x04PING\0\0ctx"), &message].concat();
         for chunk in 1..input.len() {
             assert_eq!(relay(&input, chunk).unwrap(), [&message[..], &message].concat(), "{chunk}");
