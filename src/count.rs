@@ -51,6 +51,9 @@ pub const SINGLE: Shape = Shape { name: "single", messages: 1, bytes: 64 };
 /// A batch full of messages of 16 KiB.
 pub const LARGE: Shape = Shape::full("16 KiB", 16 * 1024);
 
+/// Messages that a reader takes at once.
+const TOGETHER_MAX: usize = 256;
+
 /// One thing that is done with a batch.
 #[derive(Clone, Copy)]
 pub struct Operation {
@@ -142,18 +145,19 @@ fn dedup(shape: Shape, _: usize, _: &Path) -> Step {
     })
 }
 
-/// A batch is put into a reader's queue, and the reader takes its messages until there is none.
+/// A batch is put into a reader's queue, and the reader takes its messages, many at a time, until there is none; `next_many`.
 fn deliver(shape: Shape, times: usize, _: &Path) -> Step {
     let filter = Filter::Room(Room::lobby());
     let (feed, mut reader) = subscription::queue(filter, false, Cursor::new(), Vec::new(), Arc::default(), None);
     let mut batches = batches(shape, times).into_iter();
+    let mut taken = Vec::with_capacity(TOGETHER_MAX);
     Box::new(move || {
         let batch = batches.next().expect("it was made ready");
         feed.put(Item::Batch { batch, late: false });
         let mut given = 0;
-        while let Some(message) = reader.message().now_or_never() {
-            black_box(&message);
-            given += 1;
+        while let Some(count) = reader.next_many(&mut taken, TOGETHER_MAX).now_or_never() {
+            given += count;
+            taken.drain(..).for_each(|delivery| drop(black_box(delivery)));
         }
         assert_eq!(given, shape.messages);
     })

@@ -89,6 +89,6 @@ pub use handle::{Event, Handle, Peer, PeerState, Published};
 pub use id::{EntryId, Room};
 pub use mesh_key::{KeyRing, MeshKey};
 pub use node::start::{Builder, Node};
-pub use replica::batch::{Draft, PAYLOAD_BYTES_MAX, Payload};
+pub use replica::batch::{Draft, PAYLOAD_BYTES_MAX, Payload, PayloadRef};
 pub use replica::version::Cursor;
-pub use subscription::{Delivery, Filter, Gap, GapReason, Message, Subscription};
+pub use subscription::{Delivery, DeliveryRef, Filter, Gap, GapReason, Message, MessageRef, Subscription};

@@ -197,20 +197,24 @@ impl Log {
     fn index(&mut self, batch: &Batch) -> Result<(), Fault> {
         let stamp = stamp_of(batch);
         let mut rooms: BTreeMap<Room, (u32, u64, Hlc)> = BTreeMap::new();
-        for entry in batch.entries().flatten() {
+        let mut entries = batch.entries();
+        while let Some(Ok(entry)) = entries.glance() {
+            let place = || Place { hlc: entry.hlc(), id: entry.id() };
             let shown = match entry.key {
                 None => true,
-                Some(key) => self.name(key, Place::of(&entry), &entry.room)?,
+                Some(key) => self.name(key, place(), entry.room)?,
             };
             if entry.room.is_control()
-                && let Some(control) = Control::parse(&entry.payload)
+                && let Some(control) = Control::parse(&entry.take().payload)
             {
-                self.control(Place::of(&entry), control)?;
+                self.control(place(), control)?;
             }
-            let (all, messages, newest) = rooms.entry(entry.room).or_default();
-            *all += 1;
-            *messages += u64::from(shown);
-            *newest = entry.hlc.max(*newest);
+            let counted = match rooms.get_mut(entry.room) {
+                Some(counted) => counted,
+                None => rooms.entry(entry.room.clone()).or_default(),
+            };
+            // Time grows along a batch.
+            *counted = (counted.0 + 1, counted.1 + u64::from(shown), entry.hlc());
         }
         for (room, (all, messages, newest)) in rooms {
             self.put(stamp.room_key(&room), all.to_be_bytes().to_vec());
@@ -429,12 +433,16 @@ impl Log {
         self.unnumbered.remove(&(stamp.run, stamp.first));
         self.pending.changes.extend([(stamp.batch_key(), None), (stamp.seq_key(), None)]);
         let mut rooms: BTreeMap<Room, u64> = BTreeMap::new();
-        for entry in batch.entries().flatten() {
+        let mut entries = batch.entries();
+        while let Some(Ok(entry)) = entries.glance() {
             let shown = match entry.key {
                 None => true,
-                Some(key) => self.unname(key, Place::of(&entry))?,
+                Some(key) => self.unname(key, Place { hlc: entry.hlc(), id: entry.id() })?,
             };
-            *rooms.entry(entry.room).or_default() += u64::from(shown);
+            match rooms.get_mut(entry.room) {
+                Some(messages) => *messages += u64::from(shown),
+                None => drop(rooms.insert(entry.room.clone(), shown.into())),
+            }
         }
         for (room, messages) in rooms {
             self.pending.changes.push((stamp.room_key(&room), None));

@@ -17,8 +17,10 @@ use bytes::{BufMut, Bytes};
 use std::sync::Arc;
 
 use super::clock::Hlc;
-use super::entry::{self, Raw, Walk};
-pub use super::payload::{Payload, Text};
+use super::entry;
+pub use super::entry::Entries;
+pub(crate) use super::entry::Glance;
+pub use super::payload::{Payload, PayloadRef, Text};
 use crate::id::{EntryId, Epoch, Key, NodeId, NodeKey, Room, Run, Seq};
 
 /// The version byte of a batch.
@@ -277,7 +279,7 @@ impl Batch {
             }
             Err(_) => ("".into(), Vec::new(), usize::MAX),
         };
-        Entries { batch: self.clone(), index: 0, end: self.count, at, name, keys, room: None, starts: Vec::new() }
+        Entries::new(self.clone(), name, keys, at)
     }
 
     fn preamble(&self) -> Result<(WirePreamble<'_>, usize), BatchError> {
@@ -289,115 +291,6 @@ impl std::fmt::Debug for Batch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:?}{:?}..={:?}", self.origin, self.first, self.last())
     }
-}
-
-/// Iterates over the entries of a [`Batch`], from either end; payloads share its bytes.
-///
-/// The first step from the back looks where each entry begins; what is not asked for is never made. Of a batch that does
-/// not decode the front gives what is before the first fault, the back what is behind the last one, too.
-#[derive(Clone, Debug)]
-pub struct Entries {
-    batch: Batch,
-    /// The next from the front.
-    index: u32,
-    /// All from this one on were given, or do not decode.
-    end: u32,
-    /// Where the next from the front begins.
-    at: usize,
-    name: Arc<str>,
-    keys: Vec<(u32, [u8; 16])>,
-    /// The room of the entry before, most often that of the next one, too.
-    room: Option<Room>,
-    /// Where those begin that are left, once it was looked for.
-    starts: Vec<u32>,
-}
-
-impl Iterator for Entries {
-    type Item = Result<Entry, BatchError>;
-
-    #[inline]
-    fn next(&mut self) -> Option<Result<Entry, BatchError>> {
-        if self.index >= self.end {
-            return None;
-        }
-        let mut at = self.at;
-        let entry = self.decode(self.index, &mut at);
-        self.at = at;
-        self.index = if entry.is_ok() { self.index + 1 } else { self.end };
-        Some(entry)
-    }
-}
-
-impl DoubleEndedIterator for Entries {
-    fn next_back(&mut self) -> Option<Result<Entry, BatchError>> {
-        if self.index >= self.end {
-            return None;
-        }
-        if self.starts.is_empty()
-            && let Err(error) = self.look_ahead()
-        {
-            return Some(Err(error));
-        }
-        self.end -= 1;
-        let mut at = self.starts.pop()? as usize;
-        Some(self.decode(self.end, &mut at))
-    }
-}
-
-impl Entries {
-    /// Finds where the entries that are left begin, up to the first that has no length.
-    fn look_ahead(&mut self) -> Result<(), BatchError> {
-        let bytes = &self.batch.bytes;
-        let mut walk = Walk(bytes.get(self.at..).unwrap_or_default());
-        self.starts.reserve((self.end - self.index) as usize);
-        for index in self.index..self.end {
-            // A batch is far smaller than 4 GiB.
-            self.starts.push((bytes.len() - walk.0.len()) as u32);
-            if walk.entry().is_none() {
-                self.starts.pop();
-                self.end = index;
-                return Err(BatchError::Body);
-            }
-        }
-        Ok(())
-    }
-
-    /// The entry of this index, which begins `at` this byte; `at` the next one then.
-    #[inline]
-    fn decode(&mut self, index: u32, at: &mut usize) -> Result<Entry, BatchError> {
-        let Entries { batch, name: author, keys, room: before, .. } = self;
-        let bytes = &batch.bytes;
-        let mut walk = Walk(bytes.get(*at..).unwrap_or_default());
-        let Raw { room, name, via, mime, content } = walk.entry().ok_or(BatchError::Body)?;
-        *at = bytes.len() - walk.0.len();
-        if index + 1 == batch.count && *at != bytes.len() {
-            return Err(BatchError::Body);
-        }
-        let room = match before {
-            Some(before) if before.as_str().as_bytes() == room => before.clone(),
-            _ => before.insert(Room::of_entry(text(room)?).map_err(|_| BatchError::Body)?).clone(),
-        };
-        let name = match name {
-            None => author.clone(),
-            Some(name) if name.len() > NAME_BYTES_MAX => return Err(BatchError::Body),
-            Some(name) => text(name)?.into(),
-        };
-        let payload = match mime {
-            None => Payload::Text(Text::of(bytes, text(content)?)),
-            Some(mime) => Payload::Data { mime: text(mime)?.into(), data: bytes.slice_ref(content) },
-        };
-        let key = match &keys[..] {
-            [] => None,
-            keys => keys.binary_search_by_key(&index, |(at, _)| *at).ok().map(|at| Key(keys[at].1)),
-        };
-        let id = EntryId { run: batch.origin, seq: Seq(batch.first.0 + u64::from(index)) };
-        Ok(Entry { id, room, payload, name, hlc: batch.hlc.plus(u64::from(index)), via, key })
-    }
-}
-
-#[inline]
-fn text(bytes: &[u8]) -> Result<&str, BatchError> {
-    std::str::from_utf8(bytes).map_err(|_| BatchError::Body)
 }
 
 /// What a batch is made from: as many of `drafts` as fit.
@@ -440,9 +333,7 @@ impl Author<'_> {
         bytes.put_slice(&self.previous);
         bytes.put_slice(&[0; 64]);
         bytes.put_slice(&preamble);
-        for draft in drafts {
-            entry::put(&mut bytes, draft);
-        }
+        entry::put(&mut bytes, drafts);
         let hash = blake3::hash(&bytes[HEADER_BYTES..]);
         bytes[BODY_HASH_OFFSET..BODY_HASH_OFFSET + 32].copy_from_slice(hash.as_bytes());
         let signature = self.key.sign(&signed(&bytes));

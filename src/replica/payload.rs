@@ -18,6 +18,38 @@ pub enum Payload {
     },
 }
 
+/// A [`Payload`] where it lies in its batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PayloadRef<'a> {
+    /// Chat: `text/plain`.
+    Text(&'a str),
+    /// Anything else, with its content type.
+    Data {
+        /// The content type.
+        mime: &'a str,
+        /// The bytes.
+        data: &'a [u8],
+    },
+}
+
+impl<'a> PayloadRef<'a> {
+    /// The text, if it is text.
+    pub fn text(&self) -> Option<&'a str> {
+        match self {
+            PayloadRef::Text(text) => Some(text),
+            PayloadRef::Data { .. } => None,
+        }
+    }
+
+    /// The bytes, whatever they are.
+    pub fn bytes(&self) -> &'a [u8] {
+        match self {
+            PayloadRef::Text(text) => text.as_bytes(),
+            PayloadRef::Data { data, .. } => data,
+        }
+    }
+}
+
 /// UTF-8 text that shares its bytes with the batch it came in.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Text(Bytes);

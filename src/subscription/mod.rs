@@ -6,6 +6,8 @@
 //! instead, at its own pace. A reader that keeps reading holds the node back from [`QUEUE_BYTES_HIGH`] on, unless a faster
 //! one stands beside it.
 
+mod delivery;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::future::Future;
@@ -18,11 +20,11 @@ use std::time::Instant;
 use futures_util::Stream;
 use futures_util::task::AtomicWaker;
 
+pub use self::delivery::{Delivery, DeliveryRef, Filter, Gap, GapReason, Message, MessageRef};
 use crate::error::HistoryError;
 use crate::history::{Chunk, Health, LogHandle};
-use crate::id::{EntryId, Key, Room, Run, RunHash, Seq};
-use crate::replica::batch::{Batch, Entries, Entry, Payload, Via};
-use crate::replica::clock::Hlc;
+use crate::id::{EntryId, Key, Run, RunHash, Seq};
+use crate::replica::batch::{Batch, Entries};
 use crate::replica::ranges::RangeSet;
 use crate::replica::version::{Coverage, Cursor, RunHashes};
 
@@ -34,95 +36,6 @@ pub const QUEUE_BYTES_HIGH: usize = 4 * 1024 * 1024;
 const READER_IDLE_MS: u64 = 1_000;
 /// Keys that a reader remembers.
 const GIVEN_KEYS_MAX: usize = 16_384;
-
-/// Which rooms a reader wants.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Filter {
-    /// One room.
-    Room(Room),
-    /// All rooms whose names begin with this.
-    Prefix(String),
-    /// All rooms, and what nodes tell each other in the log: for bridges, which account for every entry.
-    #[doc(hidden)]
-    Everything,
-}
-
-impl Filter {
-    /// Every room.
-    pub fn all() -> Filter {
-        Filter::Prefix(String::new())
-    }
-
-    /// Whether `room` is wanted.
-    pub fn wants(&self, room: &Room) -> bool {
-        match self {
-            Filter::Room(wanted) => wanted == room,
-            Filter::Prefix(prefix) => !room.is_control() && room.as_str().starts_with(prefix),
-            Filter::Everything => true,
-        }
-    }
-}
-
-/// A message as a reader gets it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Message {
-    /// Its name for ever.
-    pub id: EntryId,
-    /// Where it was said.
-    pub room: Room,
-    /// What was said.
-    pub payload: Payload,
-    /// Who said it.
-    pub name: Arc<str>,
-    /// When, by the hybrid clock of the node that published it.
-    pub hlc: Hlc,
-    /// Which way it came into the mesh.
-    pub via: Via,
-    /// What makes a retry of it the same message.
-    pub key: Option<Key>,
-    /// It comes after a [`Gap`] that it once was a part of, or from before the reader's time.
-    pub late: bool,
-}
-
-impl Message {
-    #[inline]
-    pub(crate) fn new(entry: Entry, late: bool) -> Message {
-        let Entry { id, room, payload, name, hlc, via, key } = entry;
-        Message { id, room, payload, name, hlc, via, key, late }
-    }
-}
-
-/// Messages that a reader does not have, or does not have yet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Gap {
-    /// How many, at most: a gap counts entries of all rooms where nobody can tell.
-    pub missing: u64,
-    /// Why.
-    pub reason: GapReason,
-}
-
-/// Why messages are missing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum GapReason {
-    /// They were not there in time and may still come, marked late.
-    Late,
-    /// Every peer has let them go, as its retention says.
-    Expired,
-    /// Nobody has them any more.
-    Lost,
-    /// This reader was too slow for them; they are in the window, or in the log.
-    Slow,
-}
-
-/// What a [`Subscription`] yields.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Delivery {
-    /// A message.
-    Message(Message),
-    /// Word of messages that are missing at this place.
-    Gap(Gap),
-}
 
 /// What the node puts into a queue.
 #[derive(Clone, Debug)]
@@ -274,6 +187,15 @@ struct Current {
     reached: Option<Seq>,
 }
 
+/// What a reader comes to behind a batch.
+enum Advance {
+    /// The next one, unless nothing of it is wanted.
+    Batch,
+    Gap(Gap),
+    /// The node has stopped.
+    End,
+}
+
 /// Makes a queue: the node's end and the reader's, which begins with `backlog` and covers `covered`.
 pub(crate) fn queue(
     filter: Filter,
@@ -370,6 +292,18 @@ impl Subscription {
         std::future::poll_fn(|cx| self.poll(cx)).await
     }
 
+    /// Appends the next message or gap to `deliveries`, and what is there behind it, up to `max` (at least 1); gives how many,
+    /// 0 once the node has stopped. Takes far less for each message than [`Subscription::next`]. Cancellation safe.
+    pub async fn next_many(&mut self, deliveries: &mut Vec<Delivery>, max: usize) -> usize {
+        self.visit(max, |delivery| deliveries.push(delivery.to_delivery())).await
+    }
+
+    /// Shows `visitor` the next message or gap and what is there behind it, up to `max` (at least 1); gives how many, 0 once
+    /// the node has stopped. They count as given. The quickest way to read: nothing is copied. Cancellation safe.
+    pub async fn visit(&mut self, max: usize, mut visitor: impl FnMut(DeliveryRef<'_>)) -> usize {
+        std::future::poll_fn(|cx| self.poll_visit(cx, max.max(1), &mut visitor)).await
+    }
+
     /// The next message, passing over gaps; none once the node has stopped. Cancellation safe.
     pub async fn message(&mut self) -> Option<Message> {
         loop {
@@ -396,15 +330,43 @@ impl Subscription {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Delivery>> {
+        let mut next = None;
+        self.poll_visit(cx, 1, &mut |delivery| next = Some(delivery.to_delivery())).map(|_| next)
+    }
+
+    #[inline]
+    fn poll_visit(
+        &mut self,
+        cx: &mut Context<'_>,
+        max: usize,
+        visitor: &mut impl FnMut(DeliveryRef<'_>),
+    ) -> Poll<usize> {
+        let mut given = 0;
         loop {
-            if let Some(message) = self.walk() {
-                return Poll::Ready(Some(Delivery::Message(message)));
+            given += self.walk(max - given, |message| visitor(DeliveryRef::Message(message)));
+            if given == max {
+                return Poll::Ready(given);
             }
+            match self.advance(cx) {
+                Poll::Ready(Advance::Batch) => {}
+                Poll::Ready(Advance::Gap(gap)) => {
+                    visitor(DeliveryRef::Gap(gap));
+                    given += 1;
+                }
+                Poll::Pending if given == 0 => return Poll::Pending,
+                Poll::Ready(Advance::End) | Poll::Pending => return Poll::Ready(given),
+            }
+        }
+    }
+
+    /// Opens the next batch, or gives what stands in its place; once nothing is left of the open one.
+    fn advance(&mut self, cx: &mut Context<'_>) -> Poll<Advance> {
+        loop {
             let backlog = self.backlog.pop_front();
             if backlog.is_none() {
                 match self.read_log(cx) {
                     Poll::Ready(None) => {}
-                    Poll::Ready(Some(gap)) => return Poll::Ready(Some(Delivery::Gap(gap))),
+                    Poll::Ready(Some(gap)) => return Poll::Ready(Advance::Gap(gap)),
                     Poll::Pending => return Poll::Pending,
                 }
                 if !self.backlog.is_empty() {
@@ -420,13 +382,14 @@ impl Subscription {
                     self.open(batch, late, Vec::new());
                 }
                 Some(Item::Read { batch, hidden }) => self.open(batch, false, hidden),
-                Some(Item::Gap(gap)) => return Poll::Ready(Some(Delivery::Gap(gap))),
+                Some(Item::Gap(gap)) => return Poll::Ready(Advance::Gap(gap)),
                 None => match self.take(cx) {
-                    Poll::Ready(true) => {}
-                    Poll::Ready(false) => return Poll::Ready(None),
+                    Poll::Ready(true) => continue,
+                    Poll::Ready(false) => return Poll::Ready(Advance::End),
                     Poll::Pending => return Poll::Pending,
                 },
             }
+            return Poll::Ready(Advance::Batch);
         }
     }
 
@@ -473,30 +436,43 @@ impl Subscription {
         Poll::Ready(None)
     }
 
-    /// The next wanted message of the open batch.
+    /// Shows the wanted messages of the open batch, up to `max`; gives how many. One of which nothing is left is closed.
     #[inline]
-    fn walk(&mut self) -> Option<Message> {
-        let current = self.current.as_mut()?;
-        for entry in current.entries.by_ref() {
-            let Ok(entry) = entry else {
-                tracing::warn!(batch = ?current.batch, "a batch that does not decode was skipped");
-                break;
+    fn walk(&mut self, max: usize, mut visitor: impl FnMut(MessageRef<'_>)) -> usize {
+        let Subscription { covered, filter, keys, follow, .. } = self;
+        let Some(Current { batch, origin, entries, late, hidden, part, reached }) = &mut self.current else { return 0 };
+        let (mut given, mut wanted) = (0, None);
+        while given < max {
+            let glance = match entries.glance() {
+                Some(Ok(glance)) => glance,
+                ended => {
+                    if ended.is_some() {
+                        tracing::warn!(?batch, "a batch that does not decode was skipped");
+                    }
+                    covered.add(*origin, batch.first(), batch.last(), batch.hlc_last());
+                    self.current = None;
+                    break;
+                }
             };
-            current.reached = Some(entry.id.seq);
-            let seen = current.part && self.covered.covers(current.origin, entry.id.seq, entry.hlc);
-            let twin = current.hidden.contains(&entry.id.seq)
-                || entry.key.is_some_and(|key| {
+            let id = glance.id();
+            *reached = Some(id.seq);
+            let seen = *part && covered.covers(*origin, id.seq, glance.hlc());
+            let twin = hidden.contains(&id.seq)
+                || glance.key.is_some_and(|key| {
                     // Of entries with one key the log may know another, given to this reader in an earlier life.
-                    let other = |log: &LogHandle| log.reader.hides(key, entry.id, &self.covered) == Ok(true);
-                    self.follow.as_ref().is_some_and(|follow| other(&follow.log)) || self.keys.is_twin(key, entry.id)
+                    let other = |log: &LogHandle| log.reader.hides(key, id, covered) == Ok(true);
+                    follow.as_ref().is_some_and(|follow| other(&follow.log)) || keys.is_twin(key, id)
                 });
-            if !seen && !twin && self.filter.wants(&entry.room) {
-                return Some(Message::new(entry, current.late));
+            let wanted = match wanted {
+                Some(wanted) if glance.same_room => wanted,
+                _ => *wanted.insert(filter.wants(glance.room)),
+            };
+            if !seen && !twin && wanted {
+                visitor(MessageRef { glance, late: *late });
+                given += 1;
             }
         }
-        let Current { batch, origin, .. } = self.current.take()?;
-        self.covered.add(origin, batch.first(), batch.last(), batch.hlc_last());
-        None
+        given
     }
 
     fn open(&mut self, batch: Batch, late: bool, hidden: Vec<Seq>) {
@@ -560,8 +536,9 @@ impl Drop for Subscription {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::{Epoch, NodeKey};
+    use crate::id::{Epoch, NodeKey, Room};
     use crate::replica::batch::{Author, Draft};
+    use crate::replica::clock::Hlc;
 
     /// One message to a batch, so that a queue is counted message by message.
     fn batch(seq: u64, text: &str, key: Option<Key>) -> Batch {
@@ -609,6 +586,49 @@ mod tests {
         }
         assert_eq!(given + missed, 200);
         assert!(missed > 50, "{missed}");
+    }
+
+    #[tokio::test]
+    async fn many_are_what_one_by_one_are() {
+        let reader = || {
+            let (feed, subscription) = reader(Cursor::new(), Vec::new());
+            (1..=5).for_each(|seq| put(&feed, batch(seq, "hi", None)));
+            feed.put(Item::Gap(Gap { missing: 1, reason: GapReason::Lost }));
+            (6..=9).for_each(|seq| put(&feed, batch(seq, "hi", None)));
+            subscription
+        };
+        let mut wanted: Vec<Delivery> = Vec::new();
+        let mut one = reader();
+        while let Some(delivery) = one.next().await {
+            wanted.push(delivery);
+        }
+        assert_eq!(wanted.len(), 10);
+        for max in [0, 1, 3, 10, 100] {
+            let (mut many, mut given) = (reader(), Vec::new());
+            loop {
+                let before = given.len();
+                let count = many.next_many(&mut given, max).await;
+                assert_eq!(given.len() - before, count);
+                assert!(count <= max.max(1));
+                if count == 0 {
+                    break;
+                }
+                assert_eq!(many.cursor(), {
+                    let mut one = reader();
+                    for _ in 0..given.len() {
+                        one.next().await;
+                    }
+                    one.cursor()
+                });
+            }
+            assert_eq!(given, wanted);
+        }
+        // What comes later is waited for.
+        let (feed, mut subscription) = super::tests::reader(Cursor::new(), Vec::new());
+        let mut given = Vec::new();
+        assert!(futures_util::FutureExt::now_or_never(subscription.next_many(&mut given, 9)).is_none());
+        put(&feed, batch(1, "hi", None));
+        assert_eq!(subscription.next_many(&mut given, 9).await, 1);
     }
 
     #[tokio::test]
