@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::child::{order, tell};
 use crate::cost::Cost;
-use crate::workload::{self, Message, Pace, Phase, Plan, SILENCE, TOPIC, TRIPS_PER_S, Tally, Trips, window};
+use crate::workload::{self, BEGIN, Message, Pace, Phase, Plan, SILENCE, TOPIC, Tally, Trips, window};
 
 const CREDITS_PER_WINDOW: u64 = 8;
 
@@ -152,8 +152,10 @@ pub fn pinger(plan: &Plan) -> zmq::Result<()> {
         });
         let mut due = Instant::now();
         for number in 0..Trips::all(plan) {
-            std::thread::sleep(due.saturating_duration_since(Instant::now()));
-            due += Duration::from_micros(1_000_000 / TRIPS_PER_S);
+            if number % plan.trips_per_ms == 0 {
+                std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                due += BEGIN;
+            }
             trips.lock().expect("no panic").sent(number);
             out.send(message.write(Phase::Measured, number), 0).expect("PUB never blocks");
         }

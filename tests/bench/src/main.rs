@@ -67,6 +67,7 @@ fn rows(seconds: u64) -> Vec<Row> {
         subscribers,
         rooms: 1,
         in_flight: 0,
+        trips_per_ms: 1,
         keyed: false,
         log: false,
         warm_ms: 500,
@@ -90,6 +91,7 @@ fn rows(seconds: u64) -> Vec<Row> {
             ..row("64 B, 1→1, a call each, 512 at once", Plan { in_flight: 512, ..plan(64, 1) })
         },
         Row { trips: true, ..row("round trip, 64 B, 1,000/s", plan(64, 1)) },
+        Row { trips: true, ..row("round trip, 64 B, 100,000/s", Plan { trips_per_ms: 100, ..plan(64, 1) }) },
     ]
 }
 
@@ -232,7 +234,7 @@ fn trip(system: System, plan: &Plan) -> Result<Outcome, Box<dyn Error>> {
     let report = pinger.hear("trips ")?;
     let numbers = report.split(' ').map(str::parse).collect::<Result<Vec<f64>, _>>()?;
     let [back, p50_us, p99_us] = numbers[..] else { return Err(format!("`{report}` is no report").into()) };
-    let lost = (plan.run_ms * workload::TRIPS_PER_S / 1_000).saturating_sub(back as u64);
+    let lost = (plan.run_ms * plan.trips_per_ms).saturating_sub(back as u64);
     Ok(Outcome::Trip { p50_us, p99_us, lost })
 }
 

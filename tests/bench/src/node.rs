@@ -4,25 +4,28 @@
 //! costs, one message a call with many calls at once.
 
 use std::error::Error;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use futures_util::{FutureExt, StreamExt, stream};
-use hubless::{Delivery, Draft, Handle, Listen, Node, Payload, Room, Subscription};
+use futures_util::{StreamExt, stream};
+use hubless::{Delivery, DeliveryRef, Draft, Handle, Listen, Node, Payload, Room, Subscription};
 use hubless::{KeyRing, MeshKey};
 
 use tempfile::TempDir;
 
 use crate::child::{order, tell};
 use crate::cost::Cost;
-use crate::workload::{self, Message, Pace, Phase, Plan, SILENCE, TRIPS_PER_S, Tally, Trips};
+use crate::workload::{self, BEGIN, Message, Pace, Phase, Plan, SILENCE, Tally, Trips};
 
 type Result<T = ()> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 /// Messages in one call, unless they are large.
 const CHUNK_MESSAGES: usize = 512;
 const CHUNK_BYTES: usize = 64 * 1024;
+/// Messages that a subscriber takes at once.
+const TOGETHER_MAX: usize = 256;
 /// Chunks under way, so that the next ones are made while the node works.
-const CHUNKS_AT_ONCE: usize = 4;
+const CHUNKS_AT_ONCE: usize = 64;
 
 /// What nodes of one run have in common.
 struct Mesh {
@@ -132,26 +135,20 @@ pub async fn subscriber(plan: &Plan, places: &str, number: u8) -> Result {
     tell("joined");
 
     let mut tally = Tally::new(plan);
-    let mut begun = false;
-    loop {
-        // A timer for each message would cost as much as the message.
-        let next = match messages.next().now_or_never() {
-            Some(next) => next,
-            None => match tokio::time::timeout(SILENCE, messages.next()).await {
-                Ok(next) => next,
-                Err(_) if begun => break,
-                Err(_) => continue,
-            },
-        };
-        match next {
-            Some(Delivery::Message(message)) => {
+    let (mut begun, mut all) = (false, false);
+    while !all {
+        let visit = messages.visit(TOGETHER_MAX, |delivery| match delivery {
+            DeliveryRef::Message(message) => {
                 begun = true;
-                if tally.count(message.payload.bytes()) {
-                    break;
-                }
+                all |= tally.count(message.payload().bytes());
             }
-            Some(Delivery::Gap(gap)) => eprintln!("subscriber {number}: {gap:?}"),
-            None => return Err("the node has stopped".into()),
+            DeliveryRef::Gap(gap) => eprintln!("subscriber {number}: {gap:?}"),
+        });
+        match tokio::time::timeout(SILENCE, visit).await {
+            Ok(0) => return Err("the node has stopped".into()),
+            Ok(_) => {}
+            Err(_) if begun => break,
+            Err(_) => {}
         }
     }
     tell(&format!("heard {} {}", tally.report(), Cost::own()));
@@ -170,30 +167,40 @@ pub async fn pinger(plan: &Plan) -> Result {
     tokio::task::spawn_blocking(|| order("go")).await?;
     node.wait_for_peers(1).await?;
 
-    let mut trips = Trips::new(plan);
-    let mut tick = tokio::time::interval(Duration::from_micros(1_000_000 / TRIPS_PER_S));
-    let mut next = 0;
-    let mut silent = std::pin::pin!(tokio::time::sleep(Duration::from_secs(3600)));
-    loop {
-        tokio::select! {
-            biased;
-            echo = echoes.message() => {
-                let at = Instant::now();
-                let echo = echo.ok_or("the node has stopped")?;
+    // Replies and echoes may come at the same time.
+    let trips = Arc::new(Mutex::new(Trips::new(plan)));
+    let (back, of) = (trips.clone(), *plan);
+    let reader = tokio::spawn(async move {
+        let mut heard = Vec::new();
+        while echoes.next_many(&mut heard, TOGETHER_MAX).await > 0 {
+            let at = Instant::now();
+            let mut trips = back.lock().expect("no panic");
+            for delivery in heard.drain(..) {
+                let Delivery::Message(echo) = delivery else { continue };
                 if let Some((Phase::Measured, number)) = workload::read(echo.payload.bytes()) {
-                    trips.back(number, at, plan);
+                    trips.back(number, at, &of);
                 }
             }
-            _ = tick.tick(), if next < Trips::all(plan) => {
-                trips.sent(next);
-                let draft = Draft::new(room.clone(), text(&mut message, Phase::Measured, next));
-                next += 1;
-                node.publish_with(draft).await?;
-                silent.as_mut().reset(tokio::time::Instant::now() + Duration::from_millis(500));
-            }
-            () = &mut silent => break,
         }
+    });
+    let mut tick = tokio::time::interval(BEGIN);
+    let mut next = 0;
+    while next < Trips::all(plan) {
+        tick.tick().await;
+        let mut draft = |number| {
+            trips.lock().expect("no panic").sent(number);
+            Draft::new(room.clone(), text(&mut message, Phase::Measured, number))
+        };
+        if plan.trips_per_ms == 1 {
+            node.publish_with(draft(next)).await?;
+        } else {
+            node.publish_all((next..next + plan.trips_per_ms).map(draft).collect()).await?;
+        }
+        next += plan.trips_per_ms;
     }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    reader.abort();
+    let trips = std::mem::replace(&mut *trips.lock().expect("no panic"), Trips::new(plan));
     tell(&format!("trips {}", trips.report()));
     node.shutdown().await;
     Ok(())
@@ -207,8 +214,18 @@ pub async fn echoer(plan: &Plan, place: &str) -> Result {
     let room = Room::try_from("echo")?;
     node.wait_for_peers(1).await?;
     tell("joined");
-    while let Some(ping) = pings.message().await {
-        node.publish_with(Draft::new(room.clone(), ping.payload)).await?;
+    let mut heard = Vec::new();
+    while pings.next_many(&mut heard, TOGETHER_MAX).await > 0 {
+        let echo = |delivery| match delivery {
+            Delivery::Message(ping) => Some(Draft::new(room.clone(), ping.payload)),
+            Delivery::Gap(_) => None,
+        };
+        let mut echoes: Vec<Draft> = heard.drain(..).filter_map(echo).collect();
+        match echoes.len() {
+            0 => {}
+            1 => drop(node.publish_with(echoes.remove(0)).await?),
+            _ => drop(node.publish_all(echoes).await?),
+        }
     }
     Ok(())
 }

@@ -12,10 +12,13 @@ use serde_json::{Value, json};
 
 use crate::child::System;
 use crate::workload::Plan;
-use crate::{FLOOR, Flow, Outcome, flow, median, trip};
+use crate::{FLOOR, Flow, Outcome, flow, median, table, trip};
 
 const SIZES: [usize; 3] = [64, 1024, 16 * 1024];
 const SYSTEMS: [System; 5] = [System::Hubless, System::Libzmq, System::Zenoh, System::Redis, System::Nats];
+
+/// Round trips begun each millisecond where there are many.
+const BUSY_TRIPS_PER_MS: u64 = 100;
 
 /// One line of results.
 struct Row {
@@ -24,6 +27,8 @@ struct Row {
     /// One of each repetition.
     flows: Vec<Flow>,
     trips: Vec<(f64, f64)>,
+    /// As many, of [`BUSY_TRIPS_PER_MS`].
+    busy_trips: Vec<(f64, f64)>,
 }
 
 impl Row {
@@ -51,7 +56,7 @@ impl Row {
 
     fn json(&self, rows: &[Row]) -> Value {
         let rounded = |value: f64| (value.is_finite()).then(|| (value * 100.0).round() / 100.0);
-        let trips = |of: fn(&(f64, f64)) -> f64| rounded(median(self.trips.iter().map(of)));
+        let trips = |trips: &[(f64, f64)], of: fn(&(f64, f64)) -> f64| rounded(median(trips.iter().map(of)));
         json!({
             "what": self.what(),
             "size": self.plan.size,
@@ -60,8 +65,10 @@ impl Row {
             "per_s": self.median(|flow| flow.rate).round(),
             "ratio_to_libzmq": self.ratio(rows).and_then(rounded),
             "lost": self.flows.iter().map(|flow| flow.lost + flow.doubled).sum::<u64>(),
-            "p50_us": trips(|(p50, _)| *p50),
-            "p99_us": trips(|(_, p99)| *p99),
+            "p50_us": trips(&self.trips, |(p50, _)| *p50),
+            "p99_us": trips(&self.trips, |(_, p99)| *p99),
+            "busy_p50_us": trips(&self.busy_trips, |(p50, _)| *p50),
+            "busy_p99_us": trips(&self.busy_trips, |(_, p99)| *p99),
             "cpu_us_per_msg": rounded(self.median(|flow| flow.cost.cpu_us / flow.sent as f64)),
             "rss_mib": rounded(self.median(|flow| flow.cost.rss_kib as f64 / 1024.0)),
         })
@@ -76,6 +83,7 @@ fn rows(seconds: u64) -> Vec<Row> {
         subscribers,
         rooms: 1,
         in_flight: 0,
+        trips_per_ms: 1,
         keyed,
         log,
         // By then windows and buffers are full, and what follows is what goes on.
@@ -84,7 +92,13 @@ fn rows(seconds: u64) -> Vec<Row> {
     };
     let mut rows = Vec::new();
     let mut add = |plan: Plan, systems: &[System]| {
-        rows.extend(systems.iter().map(|system| Row { plan, system: *system, flows: Vec::new(), trips: Vec::new() }));
+        rows.extend(systems.iter().map(|system| Row {
+            plan,
+            system: *system,
+            flows: Vec::new(),
+            trips: Vec::new(),
+            busy_trips: Vec::new(),
+        }));
     };
     for size in SIZES {
         for shape in [(1, 1), (1, 4), (4, 1)] {
@@ -138,8 +152,15 @@ pub fn run(words: &[&str]) -> Result<bool, Box<dyn Error>> {
             );
             row.flows.push(flow);
             let Plan { size: 64, publishers: 1, subscribers: 1, .. } = row.plan else { continue };
-            if let Outcome::Trip { p50_us, p99_us, .. } = trip(row.system, &row.plan)? {
-                row.trips.push((p50_us, p99_us));
+            for (trips_per_ms, trips) in [(1, &mut row.trips), (BUSY_TRIPS_PER_MS, &mut row.busy_trips)] {
+                let outcome = trip(row.system, &Plan { trips_per_ms, ..row.plan })?;
+                eprintln!("    {trips_per_ms} each ms there and back: {}", table::show(&outcome));
+                if let Outcome::Trip { p50_us, p99_us, lost } = outcome {
+                    trips.push((p50_us, p99_us));
+                    if let Some(flow) = row.flows.last_mut() {
+                        flow.lost += lost;
+                    }
+                }
             }
         }
     }
@@ -161,16 +182,18 @@ pub fn run(words: &[&str]) -> Result<bool, Box<dyn Error>> {
 
 fn markdown(results: &[Value], repeat: usize) -> String {
     let mut text = String::from(
-        "| what | bytes | system | messages/s | beside libzmq | lost | round trip p50 / p99 µs | CPU µs/message | MiB |\n|---|---|---|---|---|---|---|---|---|\n",
+        "| what | bytes | system | messages/s | beside libzmq | lost | round trip p50 / p99 µs | at 100,000/s | CPU µs/message | MiB |\n|---|---|---|---|---|---|---|---|---|---|\n",
     );
     for row in results {
         let number = |key: &str| row[key].as_f64().map_or("—".into(), |value| format!("{value}"));
-        let trips =
-            if row["p50_us"].is_null() { "—".into() } else { format!("{} / {}", number("p50_us"), number("p99_us")) };
+        let trips = |p50, p99| {
+            if row[p50].is_null() { "—".into() } else { format!("{} / {}", number(p50), number(p99)) }
+        };
+        let (trips, busy) = (trips("p50_us", "p99_us"), trips("busy_p50_us", "busy_p99_us"));
         let word = |key: &str| row[key].as_str().unwrap_or_default().to_string();
         let _ = writeln!(
             text,
-            "| {} | {} | {} | {} | {} | {} | {trips} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} | {trips} | {busy} | {} | {} |",
             word("what"),
             row["size"],
             word("peer"),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::child::{order, tell};
 use crate::cost::Cost;
-use crate::workload::{self, Message, Pace, Phase, Plan, SILENCE, TRIPS_PER_S, Tally, Trips, window};
+use crate::workload::{self, BEGIN, Message, Pace, Phase, Plan, SILENCE, Tally, Trips, window};
 
 pub type Result<T = ()> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -134,11 +134,13 @@ pub fn pinger<C: Client>(plan: &Plan, place: &str) -> Result {
     loop {
         let now = Instant::now();
         if next < Trips::all(plan) && now >= due {
-            due += Duration::from_micros(1_000_000 / TRIPS_PER_S);
-            trips.sent(next);
-            client.publish(PING, message.write(Phase::Measured, next))?;
+            due += BEGIN;
+            for _ in 0..plan.trips_per_ms {
+                trips.sent(next);
+                client.publish(PING, message.write(Phase::Measured, next))?;
+                next += 1;
+            }
             client.flush()?;
-            next += 1;
             ends = now + Duration::from_millis(500);
         } else if now >= ends {
             break;

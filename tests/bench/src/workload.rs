@@ -27,6 +27,8 @@ pub struct Plan {
     pub rooms: usize,
     /// One message a call, this many calls at once, instead of chunks (hubless); 0: chunks.
     pub in_flight: usize,
+    /// Round trips that are begun each millisecond.
+    pub trips_per_ms: u64,
     /// With a key of the mesh (hubless).
     pub keyed: bool,
     /// With a log at every node (hubless).
@@ -224,9 +226,12 @@ impl FromStr for Heard {
 
 impl Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Plan { size, publishers, subscribers, rooms, in_flight, keyed, log, warm_ms, run_ms } = self;
+        let Plan { size, publishers, subscribers, rooms, in_flight, trips_per_ms, keyed, log, warm_ms, run_ms } = self;
         let (keyed, log) = (u8::from(*keyed), u8::from(*log));
-        write!(f, "{size},{publishers},{subscribers},{rooms},{in_flight},{keyed},{log},{warm_ms},{run_ms}")
+        write!(
+            f,
+            "{size},{publishers},{subscribers},{rooms},{in_flight},{trips_per_ms},{keyed},{log},{warm_ms},{run_ms}"
+        )
     }
 }
 
@@ -235,17 +240,20 @@ impl FromStr for Plan {
     fn from_str(text: &str) -> Result<Plan, String> {
         let numbers: Result<Vec<u64>, _> = text.split(',').map(str::parse).collect();
         match numbers.as_deref() {
-            Ok(&[size, publishers, subscribers, rooms, in_flight, keyed, log, warm_ms, run_ms]) => Ok(Plan {
-                size: size as usize,
-                publishers: publishers as usize,
-                subscribers: subscribers as usize,
-                rooms: rooms as usize,
-                in_flight: in_flight as usize,
-                keyed: keyed == 1,
-                log: log == 1,
-                warm_ms,
-                run_ms,
-            }),
+            Ok(&[size, publishers, subscribers, rooms, in_flight, trips_per_ms, keyed, log, warm_ms, run_ms]) => {
+                Ok(Plan {
+                    size: size as usize,
+                    publishers: publishers as usize,
+                    subscribers: subscribers as usize,
+                    rooms: rooms as usize,
+                    in_flight: in_flight as usize,
+                    trips_per_ms,
+                    keyed: keyed == 1,
+                    log: log == 1,
+                    warm_ms,
+                    run_ms,
+                })
+            }
             _ => Err(format!("`{text}` is no plan")),
         }
     }
@@ -258,8 +266,8 @@ pub struct Trips {
     back_us: Vec<f64>,
 }
 
-/// Round trips a second.
-pub const TRIPS_PER_S: u64 = 1_000;
+/// How far apart round trips are begun, as many at once as the plan says.
+pub const BEGIN: Duration = Duration::from_millis(1);
 
 impl Trips {
     /// Room for all of a plan.
@@ -269,7 +277,7 @@ impl Trips {
 
     /// How many a plan asks for, those of its warm phase included.
     pub fn all(plan: &Plan) -> u64 {
-        (plan.warm_ms + plan.run_ms) * TRIPS_PER_S / 1_000
+        (plan.warm_ms + plan.run_ms) * plan.trips_per_ms
     }
 
     pub fn sent(&mut self, number: u64) {
@@ -278,7 +286,7 @@ impl Trips {
 
     pub fn back(&mut self, number: u64, at: Instant, plan: &Plan) {
         let sent = self.sent.get_mut(number as usize).and_then(Option::take);
-        if let Some(sent) = sent.filter(|_| number >= plan.warm_ms * TRIPS_PER_S / 1_000) {
+        if let Some(sent) = sent.filter(|_| number >= plan.warm_ms * plan.trips_per_ms) {
             self.back_us.push((at - sent).as_secs_f64() * 1e6);
         }
     }
