@@ -251,6 +251,7 @@ impl Loop {
                 }
             }
         }
+        self.publishes.answer_sent();
     }
 
     async fn send(&mut self, to: To, message: &Message) {

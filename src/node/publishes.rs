@@ -23,6 +23,8 @@ pub(super) struct Publishes {
     /// In the order of our own stream.
     waiting: VecDeque<Waiting>,
     imports: Vec<Import>,
+    /// Without a log: answered once what was published is on its way.
+    sent: Vec<(oneshot::Sender<Answer>, Answer)>,
 }
 
 #[derive(Debug)]
@@ -62,6 +64,14 @@ impl Publishes {
         for import in self.imports.extract_if(.., |import| import.wanted.is_empty()) {
             // As above.
             let _ = import.reply.send(import.imported);
+        }
+    }
+
+    /// Answers those whose entries went out just now.
+    pub fn answer_sent(&mut self) {
+        for (reply, answer) in self.sent.drain(..) {
+            // As above.
+            let _ = reply.send(answer);
         }
     }
 
@@ -134,8 +144,7 @@ impl Loop {
                 }
             }
             let Some(log) = &self.log else {
-                // As above.
-                let _ = reply.send(answer);
+                self.publishes.sent.push((reply, answer));
                 continue;
             };
             let on_disk = if log.fsync == Fsync::Os { State::Logged } else { State::Durable };

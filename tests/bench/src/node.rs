@@ -24,8 +24,9 @@ const CHUNK_MESSAGES: usize = 512;
 const CHUNK_BYTES: usize = 64 * 1024;
 /// Messages that a subscriber takes at once.
 const TOGETHER_MAX: usize = 256;
-/// Chunks under way, so that the next ones are made while the node works.
-const CHUNKS_AT_ONCE: usize = 64;
+/// Messages, and chunks, under way, so that the next ones are made while the node works. Found by trying, as [`workload::window`] was.
+const UNDER_WAY_MAX: usize = 8 * 1024;
+const CHUNKS_UNDER_WAY_MAX: usize = 64;
 
 /// What nodes of one run have in common.
 struct Mesh {
@@ -107,7 +108,8 @@ pub async fn publisher(plan: &Plan, first: &str, number: u8) -> Result {
             let phase = pace.look()?;
             Some((0..chunk).map(|_| draft(phase, pace.take())).collect())
         });
-        let mut published = stream::iter(chunks).map(|chunk| node.publish_all(chunk)).buffered(CHUNKS_AT_ONCE);
+        let at_once = (UNDER_WAY_MAX / chunk).clamp(1, CHUNKS_UNDER_WAY_MAX);
+        let mut published = stream::iter(chunks).map(|chunk| node.publish_all(chunk)).buffered(at_once);
         while let Some(some) = published.next().await {
             some?;
         }
@@ -167,39 +169,46 @@ pub async fn pinger(plan: &Plan) -> Result {
     tokio::task::spawn_blocking(|| order("go")).await?;
     node.wait_for_peers(1).await?;
 
-    // Replies and echoes may come at the same time.
     let trips = Arc::new(Mutex::new(Trips::new(plan)));
-    let (back, of) = (trips.clone(), *plan);
-    let reader = tokio::spawn(async move {
-        let mut heard = Vec::new();
-        while echoes.next_many(&mut heard, TOGETHER_MAX).await > 0 {
-            let at = Instant::now();
-            let mut trips = back.lock().expect("no panic");
-            for delivery in heard.drain(..) {
-                let Delivery::Message(echo) = delivery else { continue };
-                if let Some((Phase::Measured, number)) = workload::read(echo.payload.bytes()) {
-                    trips.back(number, at, &of);
-                }
+    // Paced by a thread of its own, as that of libzmq: timers of the runtime have whole milliseconds.
+    let (sent, of, runtime, publisher) = (trips.clone(), *plan, tokio::runtime::Handle::current(), node.clone());
+    let pace = tokio::task::spawn_blocking(move || {
+        let mut due = Instant::now();
+        for first in (0..Trips::all(&of)).step_by(of.trips_per_ms as usize) {
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            due += BEGIN;
+            let mut draft = |number| {
+                sent.lock().expect("no panic").sent(number);
+                Draft::new(room.clone(), text(&mut message, Phase::Measured, number))
+            };
+            if of.trips_per_ms == 1 {
+                runtime.block_on(publisher.publish_with(draft(first)))?;
+            } else {
+                runtime.block_on(publisher.publish_all((first..first + of.trips_per_ms).map(draft).collect()))?;
             }
         }
+        std::thread::sleep(Duration::from_millis(500));
+        Ok::<_, hubless::PublishError>(())
     });
-    let mut tick = tokio::time::interval(BEGIN);
-    let mut next = 0;
-    while next < Trips::all(plan) {
-        tick.tick().await;
-        let mut draft = |number| {
-            trips.lock().expect("no panic").sent(number);
-            Draft::new(room.clone(), text(&mut message, Phase::Measured, number))
-        };
-        if plan.trips_per_ms == 1 {
-            node.publish_with(draft(next)).await?;
-        } else {
-            node.publish_all((next..next + plan.trips_per_ms).map(draft).collect()).await?;
+    let read = async {
+        loop {
+            let mut at = None;
+            let visit = echoes.visit(TOGETHER_MAX, |delivery| {
+                let DeliveryRef::Message(echo) = delivery else { return };
+                if let Some((Phase::Measured, number)) = workload::read(echo.payload().bytes()) {
+                    let at = *at.get_or_insert_with(Instant::now);
+                    trips.lock().expect("no panic").back(number, at, plan);
+                }
+            });
+            if visit.await == 0 {
+                return;
+            }
         }
-        next += plan.trips_per_ms;
+    };
+    tokio::select! {
+        paced = pace => paced??,
+        () = read => return Err("the node has stopped".into()),
     }
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    reader.abort();
     let trips = std::mem::replace(&mut *trips.lock().expect("no panic"), Trips::new(plan));
     tell(&format!("trips {}", trips.report()));
     node.shutdown().await;
