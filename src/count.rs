@@ -17,7 +17,7 @@ use crate::replica::clock::{Hlc, Mono, Now};
 use crate::replica::event::{Input, Kept, Opened, Order, Output, Report, Span};
 use crate::replica::message::Message;
 use crate::replica::version::Cursor;
-use crate::subscription::{self, Filter, Item};
+use crate::subscription::{self, DeliveryRef, Filter, Item};
 use crate::wire;
 
 /// How the messages of a batch look.
@@ -74,6 +74,7 @@ pub const OPERATIONS: &[Operation] = &[
     Operation { name: "take", ready: take },
     Operation { name: "dedup", ready: dedup },
     Operation { name: "deliver", ready: deliver },
+    Operation { name: "visit", ready: visit },
     Operation { name: "append", ready: append },
 ];
 
@@ -158,6 +159,25 @@ fn deliver(shape: Shape, times: usize, _: &Path) -> Step {
         while let Some(count) = reader.next_many(&mut taken, TOGETHER_MAX).now_or_never() {
             given += count;
             taken.drain(..).for_each(|delivery| drop(black_box(delivery)));
+        }
+        assert_eq!(given, shape.messages);
+    })
+}
+
+/// The same, but messages are only looked at.
+fn visit(shape: Shape, times: usize, _: &Path) -> Step {
+    let filter = Filter::Room(Room::lobby());
+    let (feed, mut reader) = subscription::queue(filter, false, Cursor::new(), Vec::new(), Arc::default(), None);
+    let mut batches = batches(shape, times).into_iter();
+    Box::new(move || {
+        let batch = batches.next().expect("it was made ready");
+        feed.put(Item::Batch { batch, late: false });
+        let mut given = 0;
+        let look = |delivery: DeliveryRef<'_>| {
+            black_box(&delivery);
+        };
+        while let Some(count) = reader.visit(TOGETHER_MAX, look).now_or_never() {
+            given += count;
         }
         assert_eq!(given, shape.messages);
     })

@@ -22,7 +22,7 @@ use crate::replica::ranges::RangeSet;
 /// The version byte of this node's messages.
 pub const WIRE_VERSION: u8 = 1;
 /// The largest frame between nodes, in bytes.
-pub const FRAME_BYTES_MAX: usize = 320 * 1024;
+pub const FRAME_BYTES_MAX: usize = 640 * 1024;
 /// The largest heartbeat, in bytes.
 pub const HEARTBEAT_BYTES_MAX: usize = 1024;
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the parts of the soak, one program after the other, and writes target/soak.jsonl.
 #
-# A part is a file tests/NAME.rs that reads HUBLESS_SOAK, or `log` or `bench`. Each claim has a line; this adds one for the whole
+# A part is a file tests/NAME.rs that reads HUBLESS_SOAK, or `instructions`, `log`, `bench`, `peers` or `sockets`. Each claim has a line; this adds one for the whole
 # part. A part that passed at this commit is not run again; with uncommitted changes every part is. With COUNT, which asks
 # for other counts than the large ones, no part counts as passed. SOAK=NAME asks for one part, or else for all tests of the
 # parts whose names begin so (`kill9`).
@@ -40,19 +40,46 @@ log() {
     return $failed
 }
 
+# A line for each row of hubless beside its peers; a row fails when something was lost or doubled.
+peers() {
+    local table started=$SECONDS failed=0
+    tests/setup.sh nats-server
+    table=$(cd tests/bench && cargo run --locked --release -- peers --seconds 1) || failed=1
+    printf '%s\n' "$table"
+    awk -F ' *[|] *' -v commit="$commit" -v seconds=$((SECONDS - started)) '
+        /^\|/ && $4 == "hubless" {
+            printf "{\"what\":\"peers: %s, %s B\",\"count\":5,\"failures\":%d,\"seed\":null,\"seconds\":%d,\"commit\":\"%s\",", \
+                $2, $3, $7 != "0", seconds, commit
+            printf "\"per_s\":\"%s\",\"beside_libzmq\":\"%s\",\"trip_us\":\"%s\",\"busy_trip_us\":\"%s\"}\n", $5, $6, $8, $9
+        }' <<<"$table" >>"$results"
+    return $failed
+}
+
+# A line for each row of the table of WebSockets.
+sockets() {
+    local table started=$SECONDS failed=0
+    table=$(cd tests/bench && cargo run --locked --release -- sockets) || failed=1
+    printf '%s\n' "$table"
+    awk -F ' *[|] *' -v commit="$commit" -v seconds=$((SECONDS - started)) '
+        /^\|/ && ++rows > 2 {
+            printf "{\"what\":\"sockets: %s\",\"count\":1,\"failures\":%d,\"seed\":null,\"seconds\":%d,\"commit\":\"%s\",", \
+                $2, failed, seconds, commit
+            printf "\"plain\":\"%s\",\"v1\":\"%s\",\"wanted\":\"%s\"}\n", $3, $4, $5
+        }' failed=$failed <<<"$table" >>"$results"
+    return $failed
+}
+
 run() {
-    if [[ $1 == bench ]]; then
-        bench
-    elif [[ $1 == log ]]; then
-        log
+    if [[ " log bench peers sockets " == *" $1 "* ]]; then
+        "$1"
     else
         HUBLESS_SOAK=1 HUBLESS_SOAK_FILE=$results HUBLESS_COMMIT=$commit \
-            cargo test --locked --profile fast --features sim,mutants,fuzz --test "${1%%:*}" -- --nocapture ${tests[$1]:-}
+            cargo test --locked --profile fast --features sim,mutants,fuzz,count --test "${1%%:*}" -- --nocapture ${tests[$1]:-}
     fi
 }
 
 mapfile -t parts < <(grep -lE 'HUBLESS_SOAK|soak::' tests/*.rs | sed 's|tests/||; s|\.rs$||')
-parts+=(log bench)
+parts+=(instructions log bench peers sockets)
 # The tests to run of a part that is not run whole, by `FILE:NAME`.
 declare -A tests=()
 if [[ -n ${SOAK:-} && " ${parts[*]} " == *" $SOAK "* ]]; then

@@ -67,7 +67,7 @@ impl ArchiveWriter {
     pub fn record(&mut self, batch: &Exported, out: &mut Vec<u8>) {
         self.records += 1;
         let (start, bytes) = (out.len(), batch.bytes());
-        // A batch has at most 272 KiB.
+        // A batch is far smaller than 4 GiB.
         out.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
         out.extend_from_slice(&batch.arrived_ms().to_le_bytes());
         out.extend_from_slice(bytes);

@@ -205,7 +205,7 @@ impl Log {
                 Some(key) => self.name(key, place(), entry.room)?,
             };
             if entry.room.is_control()
-                && let Some(control) = Control::parse(&entry.take().payload)
+                && let Some(control) = Control::parse(&entry.take_payload())
             {
                 self.control(place(), control)?;
             }

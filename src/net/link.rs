@@ -9,7 +9,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
 use futures_util::{FutureExt, StreamExt};
@@ -31,14 +30,10 @@ use crate::replica::batch::BatchError;
 use crate::replica::message::Message;
 use crate::wire::{self, TOPIC_CHAT, TOPIC_MESH, WireError};
 
-/// Bodies up to this size are copied: a slice would keep the whole block that the gate read it in, for as long as the
-/// message is kept.
-const COPIED_BYTES_MAX: usize = 16 * 1024;
-
-/// Messages that another thread decodes at a time.
-const JOB_MESSAGES_MAX: usize = 8;
-/// How many times so many are under way; beyond, the peer is held back.
-const JOBS_MAX: usize = 4;
+/// Messages, and bytes, that another thread decodes at a time; one more may pass the bytes.
+const JOB_MAX: (usize, usize) = (8, 256 * 1024);
+/// How many times so much is under way; beyond, the peer is held back.
+const JOBS_MAX: usize = 6;
 
 /// What a link needs of its node.
 #[derive(Clone)]
@@ -121,8 +116,8 @@ async fn attend(
     let _ = events.send(NetEvent::LinkDown { link, run }).await;
 }
 
-/// Decodes what an ear hears, in order: a message that comes alone at once, what comes faster on other threads, since to
-/// check who signed a batch takes longer than all the rest, and this thread has others to serve.
+/// Decodes what an ear hears, in order: a short message that comes alone at once, what is long or comes faster on other
+/// threads, since to check who signed a batch takes longer than all the rest, and this thread has others to serve.
 struct Reader {
     aside: Aside,
     topic_own: Arc<str>,
@@ -157,8 +152,12 @@ impl Reader {
     fn take(&mut self, first: Parts, ear: &mut Ear) {
         // A repair may hold hundreds of batches, and is work enough for one thread.
         let long = |message: &Parts| message.first.starts_with(b"to.");
-        let mut messages = vec![first];
-        while messages.len() < JOB_MESSAGES_MAX && !messages.last().is_some_and(long) {
+        let (mut messages, mut bytes) = (vec![first], 0);
+        while messages.len() < JOB_MAX.0 && !messages.last().is_some_and(long) {
+            bytes += messages.last().map_or(0, Parts::len);
+            if bytes >= JOB_MAX.1 {
+                break;
+            }
             match ear.next().now_or_never() {
                 None => break,
                 Some(None) => {
@@ -168,7 +167,8 @@ impl Reader {
                 Some(Some(message)) => messages.push(message),
             }
         }
-        if messages.len() == 1 && !messages.iter().any(long) && self.under_way.is_empty() {
+        let short = messages.len() == 1 && bytes < JOB_MAX.1 && !messages.iter().any(long);
+        if short && self.under_way.is_empty() {
             self.done.extend(messages.into_iter().map(|message| read(message, &self.topic_own)));
             return;
         }
@@ -189,7 +189,6 @@ fn read(message: Parts, topic_own: &str) -> Result<Message, WireError> {
     if topic.starts_with(b"to.") && topic != topic_own.as_bytes() {
         return Err(WireError::Topic);
     }
-    let body = if body.len() <= COPIED_BYTES_MAX { Bytes::copy_from_slice(&body) } else { body };
     wire::decode(&topic, &body)
 }
 

@@ -112,7 +112,7 @@ pub(crate) enum Apart {
 pub(crate) enum Flow {
     /// Somebody keeps up, or nobody listens.
     Open,
-    /// Every peer that takes messages is far behind, or the publisher has much before it: wait for [`Net::flow_changed`].
+    /// Every peer that takes messages is far behind, or the publisher has something before it: wait for [`Net::flow_changed`].
     Wait,
 }
 

@@ -148,19 +148,30 @@ impl<'a> Glance<'a> {
         self.name.unwrap_or(self.author)
     }
 
-    /// The entry for itself; its payload shares the bytes of the batch.
+    /// The payload for itself; it shares the bytes of the batch.
     #[inline]
-    pub fn take(&self) -> Entry {
+    pub fn take_payload(&self) -> Payload {
         let bytes = self.batch.bytes();
-        let payload = match self.payload {
+        match self.payload {
             PayloadRef::Text(text) => Payload::Text(Text::of(bytes, text)),
             PayloadRef::Data { mime, data } => Payload::Data { mime: mime.into(), data: bytes.slice_ref(data) },
-        };
+        }
+    }
+
+    /// The name for itself.
+    #[inline]
+    pub fn take_name(&self) -> Arc<str> {
+        self.name.map_or_else(|| self.author.clone(), Arc::from)
+    }
+
+    /// The entry for itself.
+    #[inline]
+    pub fn take(&self) -> Entry {
         Entry {
             id: self.id(),
             room: self.room.clone(),
-            payload,
-            name: self.name.map_or_else(|| self.author.clone(), Arc::from),
+            payload: self.take_payload(),
+            name: self.take_name(),
             hlc: self.hlc(),
             via: self.via,
             key: self.key,

@@ -114,7 +114,16 @@ impl<'a> MessageRef<'a> {
     /// The message for itself; its payload shares the bytes of the batch.
     #[inline]
     pub fn to_message(&self) -> Message {
-        Message::new(self.glance.take(), self.late)
+        Message {
+            id: self.id(),
+            room: self.room().clone(),
+            payload: self.glance.take_payload(),
+            name: self.glance.take_name(),
+            hlc: self.hlc(),
+            via: self.via(),
+            key: self.key(),
+            late: self.late,
+        }
     }
 }
 

@@ -299,7 +299,8 @@ impl Subscription {
     }
 
     /// Shows `visitor` the next message or gap and what is there behind it, up to `max` (at least 1); gives how many, 0 once
-    /// the node has stopped. They count as given. The quickest way to read: nothing is copied. Cancellation safe.
+    /// the node has stopped. They count as given. The quickest way to read: nothing is copied. Where messages come as fast as
+    /// the visitor takes them, it is `max` that ends the call. Cancellation safe.
     pub async fn visit(&mut self, max: usize, mut visitor: impl FnMut(DeliveryRef<'_>)) -> usize {
         std::future::poll_fn(|cx| self.poll_visit(cx, max.max(1), &mut visitor)).await
     }

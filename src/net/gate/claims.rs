@@ -12,8 +12,10 @@ use tokio::sync::Notify;
 
 use super::zmtp::Parts;
 
-/// What a message counts beyond its own bytes: its place here.
+/// What a message counts beyond its own weight: its place here.
 const PLACE_BYTES: usize = 128;
+/// What is empty keeps places for so many.
+const PLACES_KEPT: usize = 64;
 
 /// Messages in the order in which they were left. Both ends are on one thread.
 #[derive(Debug, Default)]
@@ -26,17 +28,20 @@ pub(crate) struct Claims {
 struct Waiting {
     /// The number of the first one.
     first: u64,
-    messages: VecDeque<Parts>,
+    /// With the weight of each.
+    messages: VecDeque<(Parts, usize)>,
     bytes: usize,
 }
 
 impl Claims {
-    /// Leaves a message; gives its ticket. The oldest are lost while more than `bytes_max` wait.
-    pub(crate) fn leave(&self, message: Parts, bytes_max: usize) -> Bytes {
+    /// Leaves a message that holds `weight` bytes of memory; gives its ticket. The oldest are lost while more than `bytes_max`
+    /// wait.
+    pub(crate) fn leave(&self, message: Parts, weight: usize, bytes_max: usize) -> Bytes {
         let mut waiting = self.waiting();
         let number = waiting.first + waiting.messages.len() as u64;
-        waiting.bytes += message.len() + PLACE_BYTES;
-        waiting.messages.push_back(message);
+        let weight = weight + PLACE_BYTES;
+        waiting.bytes += weight;
+        waiting.messages.push_back((message, weight));
         while waiting.bytes > bytes_max && waiting.messages.len() > 1 {
             waiting.pop();
         }
@@ -82,9 +87,12 @@ impl Claims {
 
 impl Waiting {
     fn pop(&mut self) -> Option<Parts> {
-        let message = self.messages.pop_front()?;
+        let (message, weight) = self.messages.pop_front()?;
         self.first += 1;
-        self.bytes -= message.len() + PLACE_BYTES;
+        self.bytes -= weight;
+        if self.messages.is_empty() && self.messages.capacity() > PLACES_KEPT {
+            self.messages = VecDeque::new();
+        }
         Some(message)
     }
 }
@@ -100,7 +108,7 @@ mod tests {
     #[test]
     fn each_ticket_is_good_for_its_message_once() {
         let claims = Claims::default();
-        let tickets: Vec<Bytes> = (0..3).map(|number| claims.leave(message(number), usize::MAX)).collect();
+        let tickets: Vec<Bytes> = (0..3).map(|number| claims.leave(message(number), 100, usize::MAX)).collect();
         assert_eq!(claims.bytes(), 3 * (100 + PLACE_BYTES));
         for (number, ticket) in (0..).zip(&tickets) {
             assert_eq!(claims.claim(ticket), Some(message(number)));
@@ -115,12 +123,12 @@ mod tests {
     #[test]
     fn what_was_lost_on_the_way_is_let_go() {
         let claims = Claims::default();
-        let tickets: Vec<Bytes> = (0..4).map(|number| claims.leave(message(number), usize::MAX)).collect();
+        let tickets: Vec<Bytes> = (0..4).map(|number| claims.leave(message(number), 100, usize::MAX)).collect();
         assert_eq!(claims.claim(&tickets[2]), Some(message(2)));
         assert_eq!(claims.claim(&tickets[1]), None);
         claims.clear();
         assert_eq!(claims.claim(&tickets[3]), None);
-        let next = claims.leave(message(9), usize::MAX);
+        let next = claims.leave(message(9), 100, usize::MAX);
         assert_eq!(claims.claim(&next), Some(message(9)));
     }
 
@@ -128,10 +136,10 @@ mod tests {
     fn beyond_the_bound_the_oldest_goes() {
         let claims = Claims::default();
         let bytes_max = 2 * (100 + PLACE_BYTES);
-        let tickets: Vec<Bytes> = (0..3).map(|number| claims.leave(message(number), bytes_max)).collect();
+        let tickets: Vec<Bytes> = (0..3).map(|number| claims.leave(message(number), 100, bytes_max)).collect();
         assert_eq!(claims.bytes(), bytes_max);
         assert_eq!(claims.claim(&tickets[0]), None);
         assert_eq!(claims.claim(&tickets[1]), Some(message(1)));
-        assert_eq!(claims.claim(&claims.leave(message(4), 1)), Some(message(4)), "one alone may be any size");
+        assert_eq!(claims.claim(&claims.leave(message(4), 100, 1)), Some(message(4)), "one alone may be any size");
     }
 }

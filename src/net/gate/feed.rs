@@ -58,10 +58,13 @@ impl Feed {
         lock(&self.state).cut
     }
 
-    /// Has this written between two messages.
+    /// Has this written between two messages, unless much is queued: that shows life, too.
     pub(crate) fn pong(&self, feeds: &Feeds, pong: Bytes) {
-        feeds.queued.fetch_add(pong.len(), Relaxed);
-        lock(&self.state).queue.push(pong);
+        let mut state = lock(&self.state);
+        if state.cut.is_none() && state.queue.bytes() < limits::COMMAND_BYTES_MAX {
+            feeds.queued.fetch_add(pong.len(), Relaxed);
+            state.queue.push(pong);
+        }
     }
 }
 
@@ -76,7 +79,7 @@ pub(crate) struct Feeds {
     /// When something came out, in milliseconds of [`Feeds::now`].
     claimed_at: AtomicU64,
     /// Since when something is inside and waited for; 0: nothing is.
-    over_since: AtomicU64,
+    waits_since: AtomicU64,
     /// Bytes in all queues.
     queued: AtomicUsize,
     feeds: Mutex<HashMap<u64, Arc<Feed>>>,
@@ -97,7 +100,7 @@ impl Feeds {
             inside: Claims::default(),
             stalled: AtomicUsize::new(0),
             claimed_at: AtomicU64::new(0),
-            over_since: AtomicU64::new(0),
+            waits_since: AtomicU64::new(0),
             queued: AtomicUsize::new(0),
             feeds: Mutex::default(),
             patience: Mutex::new(Patience { left: limits::PATIENCE, asked: Duration::ZERO, waits: false }),
@@ -132,7 +135,8 @@ impl Feeds {
 
     /// A message goes into the publisher; gives its ticket.
     pub(crate) fn say(&self, message: Parts) -> Bytes {
-        self.inside.leave(message, limits::INSIDE_BYTES_MAX)
+        let bytes = message.len();
+        self.inside.leave(message, bytes, limits::INSIDE_BYTES_MAX)
     }
 
     /// A ticket came out of the publisher; gives its message.
@@ -242,17 +246,19 @@ impl Feeds {
         let (now, inside) = (self.now(), self.inside.bytes());
         let within = |at: u64, time: Duration| now.saturating_sub(at) <= time.as_millis() as u64;
         if inside > self.stalled.load(Relaxed) {
-            let since = match self.over_since.load(Relaxed) {
+            let since = match self.waits_since.load(Relaxed) {
                 0 => now,
                 since => since,
             };
-            if within(since.max(self.claimed_at.load(Relaxed)), limits::INSIDE_STALL) {
-                self.over_since.store(since, Relaxed);
+            // A little that comes and goes must not look like much that moves.
+            let moved = if inside > limits::INSIDE_BYTES_MUCH { self.claimed_at.load(Relaxed) } else { 0 };
+            if within(since.max(moved), limits::INSIDE_STALL) {
+                self.waits_since.store(since, Relaxed);
                 return Flow::Wait;
             }
             self.stalled.store(inside, Relaxed);
         }
-        self.over_since.store(0, Relaxed);
+        self.waits_since.store(0, Relaxed);
         let (mut keeping, mut behind, mut lagging) = (false, false, false);
         for feed in lock(&self.feeds).values() {
             let state = lock(&feed.state);
@@ -493,6 +499,17 @@ mod tests {
         feeds.take(&feed, write).unwrap();
         assert_eq!(written, b"abcPONGde");
         assert!(feeds.is_drained());
+    }
+
+    #[test]
+    fn pongs_are_bounded() {
+        let feeds = Feeds::new();
+        let feed = feeds.enter(1);
+        for _ in 0..10_000 {
+            feed.pong(&feeds, Bytes::from_static(b"PONG"));
+        }
+        assert_eq!(feed.bytes(), limits::COMMAND_BYTES_MAX);
+        assert_eq!(feeds.queued.load(Relaxed), limits::COMMAND_BYTES_MAX);
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub(crate) const READY_BYTES_MAX: usize = 1024;
 pub(crate) const COMMAND_BYTES_MAX: usize = 4096;
 /// The largest frame; a larger one cuts the connection.
 pub(crate) const FRAME_BYTES_MAX: usize = crate::wire::FRAME_BYTES_MAX;
-/// Bytes of a dialled peer's messages that its link has not claimed; from there on the peer is not read.
+/// Memory that a dialled peer's messages hold which its link has not claimed; from there on nothing more is taken of it.
 pub(crate) const CLAIMS_BYTES_MAX: usize = 1 << 20;
 /// Tasks for callers, those included that only have news left which the node does not take; at that, nobody is accepted.
 pub(crate) const TASKS_MAX: usize = 2 * (CALLERS_MAX + HANDSHAKES_MAX);
@@ -40,8 +40,10 @@ pub(crate) const QUEUES_BYTES_MAX: usize = 256 << 20;
 /// Bytes whose tickets are inside the publisher. Publishing waits while there are any, so what comes meanwhile goes into one
 /// batch; where nobody waits for that, the oldest are lost beyond so many.
 pub(crate) const INSIDE_BYTES_MAX: usize = 64 << 20;
-/// A publisher of which nothing came out for so long is not waited for.
+/// Publishing waits for so long at most while nothing comes out; or while there is always something inside, unless that is
+/// more than so many bytes.
 pub(crate) const INSIDE_STALL: Duration = Duration::from_millis(100);
+pub(crate) const INSIDE_BYTES_MUCH: usize = 1 << 20;
 /// A caller with more queued than this is behind; while all that take messages are, publishing waits.
 pub(crate) const BEHIND_BYTES: usize = 4 << 20;
 /// For a caller that takes messages and has more queued than this, publishing waits although others keep up, so that one

@@ -98,6 +98,8 @@ pub(crate) async fn relay(
         incoming: Intake::new(),
         cutter: Cutter::default(),
         to_socket: Queue::default(),
+        cut: 0,
+        uncut: false,
         ended: false,
         asked: Intake::new(),
         to_peer: Queue::default(),
@@ -141,6 +143,10 @@ struct Relay {
     /// From the peer.
     incoming: Intake,
     cutter: Cutter,
+    /// Bytes cut off since the last message.
+    cut: usize,
+    /// What was read may hold whole messages still.
+    uncut: bool,
     /// Tickets.
     to_socket: Queue,
     /// The peer sends no more.
@@ -155,32 +161,35 @@ impl Relay {
         let mut heard = Instant::now();
         loop {
             tokio::task::consume_budget().await;
+            let full = self.claims.bytes() >= limits::CLAIMS_BYTES_MAX;
+            if self.uncut && !full {
+                match self.cut().and_then(|()| self.give()) {
+                    Ok(()) => continue,
+                    Err(end) => return end,
+                }
+            }
             let free = self.to_socket.is_empty();
-            if self.ended && free {
+            if self.ended && free && !self.uncut {
                 return End::Gone;
             }
-            let full = self.claims.bytes() >= limits::CLAIMS_BYTES_MAX;
-            let reads = free && !full;
+            let reads = free && !full && !self.ended;
             let done = tokio::select! {
                 ready = self.line.readable(), if reads && self.to_peer.bytes() < limits::COMMAND_BYTES_MAX => {
                     heard = Instant::now();
                     ready.map_err(End::from).and_then(|()| self.hear())
                 }
-                () = self.claims.claimed(), if full => {
-                    // While nothing is claimed, the silence is ours.
-                    heard = Instant::now();
-                    Ok(())
-                }
-                ready = self.socket.writable(), if !free => {
-                    heard = Instant::now();
-                    ready.map_err(End::from)
-                }
+                () = self.claims.claimed(), if full => Ok(()),
+                ready = self.socket.writable(), if !free => ready.map_err(End::from),
                 ready = self.socket.readable() => ready.map_err(End::from).and_then(|()| self.ask()),
                 ready = self.line.writable(), if !self.to_peer.is_empty() || self.line.is_pending() => ready.map_err(End::from),
                 () = tokio::time::sleep_until(heard + self.idle.unwrap_or_default()), if reads && self.idle.is_some() => {
                     Err(End::Idle)
                 }
             };
+            if !reads {
+                // The silence was ours.
+                heard = Instant::now();
+            }
             if let Err(end) = done.and_then(|()| self.give()) {
                 return end;
             }
@@ -195,11 +204,25 @@ impl Relay {
             Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(Broken::Sealed.into()),
             read => !matches!(read, Ok(None | Some(1..))),
         };
+        self.cut()
+    }
+
+    /// Leaves the messages that are whole to be claimed, as many as there is room for.
+    fn cut(&mut self) -> Result<(), End> {
         let mut tickets = BytesMut::new();
+        self.uncut = false;
         loop {
-            match self.cutter.cut(&mut self.incoming.bytes)? {
+            if self.claims.bytes() >= limits::CLAIMS_BYTES_MAX {
+                self.uncut = true;
+                break;
+            }
+            let before = self.incoming.bytes.len();
+            let cut = self.cutter.cut(&mut self.incoming.bytes)?;
+            self.cut += before - self.incoming.bytes.len();
+            match cut {
                 Cut::Message(parts) => {
-                    let ticket = self.claims.leave(parts, usize::MAX);
+                    let weight = std::mem::take(&mut self.cut);
+                    let ticket = self.claims.leave(parts.alone(), weight, usize::MAX);
                     zmtp::put_frame(&mut tickets, &ticket);
                 }
                 Cut::Command(body) => match Command::parse(&body)? {

@@ -1,6 +1,6 @@
 //! Bytes between two sockets: [`Intake`] reads them, [`Queue`] holds them until they can be written.
 //!
-//! Neither copies: a chunk that was read is the chunk that is written.
+//! What is queued is not copied; what was read only where it would not fit into its block.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -23,10 +23,12 @@ impl Intake {
         Intake { bytes: BytesMut::new(), room: READ_BYTES.0, missing: 0 }
     }
 
-    /// So many bytes are missing of what has begun. Of a long frame they are read into a block of its own, to its end and
-    /// not beyond, so that it is passed on as it lies there and holds nothing else.
+    /// So many bytes are missing of what has begun, at most a frame. A long frame that does not fit is read into a block of its
+    /// own, to its end and not beyond, so that it is passed on as it lies there and holds nothing else. What of the block was
+    /// not read is memory that nothing touched.
     pub(crate) fn lacks(&mut self, missing: usize) {
-        self.missing = if missing >= READ_BYTES.0 { missing } else { 0 };
+        let long = missing >= READ_BYTES.0 || self.missing > 0;
+        self.missing = if long { missing } else { 0 };
         let spare = self.bytes.capacity() - self.bytes.len();
         if self.missing > spare {
             self.make_room(self.missing);

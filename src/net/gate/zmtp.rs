@@ -14,6 +14,8 @@ pub(crate) const HEADER_BYTES_MAX: usize = 9;
 
 /// A frame up to this length is written together with its header, a longer one from where it is.
 const COPIED_BYTES_MAX: usize = 1024;
+/// A message up to this length is copied out of the block that it was read in.
+const ALONE_BYTES_MAX: usize = 16 * 1024;
 
 const MORE: u8 = 1;
 const LONG: u8 = 2;
@@ -262,6 +264,20 @@ impl Parts {
         self.first.len() + self.second.as_ref().map_or(0, Bytes::len)
     }
 
+    /// A short message in memory of its own: a slice would keep the whole block that it was read in, for as long as the
+    /// message is kept. A long one is nearly all of its block.
+    pub(crate) fn alone(self) -> Parts {
+        if self.len() > ALONE_BYTES_MAX {
+            return self;
+        }
+        let mut bytes = BytesMut::with_capacity(self.len());
+        bytes.put_slice(&self.first);
+        bytes.put_slice(self.second.as_deref().unwrap_or_default());
+        let mut second = bytes.freeze();
+        let first = second.split_to(self.first.len());
+        Parts { first, second: self.second.map(|_| second) }
+    }
+
     /// As it stands on the wire, in two chunks: headers and what is short, and the last frame if that is long, uncopied.
     pub(crate) fn chunks(&self) -> [Bytes; 2] {
         let (first, last) = match &self.second {
@@ -420,6 +436,20 @@ mod tests {
         let input = [&message[..], &frame(COMMAND, b"\x04PING\0\0ctx"), &message].concat();
         for chunk in 1..input.len() {
             assert_eq!(relay(&input, chunk).unwrap(), [&message[..], &message].concat(), "{chunk}");
+        }
+    }
+
+    #[test]
+    fn a_message_alone_is_the_same_message() {
+        for length in [0, 1, ALONE_BYTES_MAX - 4, ALONE_BYTES_MAX] {
+            let (first, body) = (Bytes::from_static(b"chat"), Bytes::from(vec![7; length]));
+            for second in [None, Some(body.clone())] {
+                let parts = Parts { first: first.clone(), second };
+                assert_eq!(parts.clone().alone(), parts);
+            }
+            let copied = Parts { first: first.clone(), second: Some(body.clone()) }.alone();
+            let same = copied.second.is_some_and(|second| second.as_ptr() == body.as_ptr());
+            assert_eq!(same, length == ALONE_BYTES_MAX);
         }
     }
 

@@ -82,7 +82,7 @@ async fn subscribe(node: &Handle, plan: &Plan) -> Result<Subscription> {
 }
 
 fn text(message: &mut Message, phase: Phase, number: u64) -> Payload {
-    String::from_utf8(message.write(phase, number).to_vec()).expect("ASCII").into()
+    message.text(phase, number).into()
 }
 
 /// Publishes as planned; all but the first are told where that one is.

@@ -58,15 +58,16 @@ pub enum Phase {
     End = b'e' as isize,
 }
 
-/// A message that is written again and again.
+/// A message that is written again and again, and what of it stays the same.
 #[derive(Clone, Debug)]
-pub struct Message(Vec<u8>);
+pub struct Message(Vec<u8>, String);
 
 impl Message {
     pub fn new(size: usize) -> Message {
         let mut bytes = vec![b'x'; size.max(NUMBER_AT + NUMBER_BYTES)];
         bytes[..PHASE_AT].copy_from_slice(TOPIC);
-        Message(bytes)
+        let rest = "x".repeat(bytes.len() - NUMBER_AT - NUMBER_BYTES);
+        Message(bytes, rest)
     }
 
     /// The bytes for this phase and number: ASCII, so that they are text, too.
@@ -76,6 +77,14 @@ impl Message {
             *byte = (number >> (7 * place)) as u8 & 0x7f;
         }
         &self.0
+    }
+
+    /// The same as text, made as a program makes it that writes something new before what it has.
+    pub fn text(&mut self, phase: Phase, number: u64) -> String {
+        self.write(phase, number);
+        let mut text = String::with_capacity(self.0.len());
+        text.extend(self.0[..NUMBER_AT + NUMBER_BYTES].iter().map(|byte| char::from(*byte)));
+        text + &self.1
     }
 }
 
