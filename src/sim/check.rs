@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::Counts;
 use crate::id::{Run, Seq};
-use crate::replica::batch::{Batch, Draft};
+use crate::replica::batch::{BATCH_BYTES_MAX, Batch, Draft};
 use crate::replica::clock::{Hlc, Mono};
 use crate::replica::event::{Missing, Notice, Opened, Timing};
 use crate::replica::ranges::RangeSet;
@@ -18,7 +18,7 @@ pub(super) type Held = Result<(), Broken>;
 /// A node wakes up at most so often in one second of virtual time.
 const TIMEOUTS_PER_SECOND_MAX: u64 = 400;
 /// What a window may cost besides its bound: the batch that came last.
-const WINDOW_SLACK_BYTES: usize = 300 * 1024;
+const WINDOW_SLACK_BYTES: usize = BATCH_BYTES_MAX + 1024;
 
 /// Everything that was ever said, by the word of who said it.
 #[derive(Default)]

@@ -101,6 +101,7 @@ pub(crate) async fn relay(
         cut: 0,
         uncut: false,
         ended: false,
+        deaf: false,
         asked: Intake::new(),
         to_peer: Queue::default(),
     };
@@ -151,6 +152,8 @@ struct Relay {
     to_socket: Queue,
     /// The peer sends no more.
     ended: bool,
+    /// The peer takes no more: what it sent before it went is still to be read.
+    deaf: bool,
     /// From our SUB socket.
     asked: Intake,
     to_peer: Queue,
@@ -181,7 +184,7 @@ impl Relay {
                 () = self.claims.claimed(), if full => Ok(()),
                 ready = self.socket.writable(), if !free => ready.map_err(End::from),
                 ready = self.socket.readable() => ready.map_err(End::from).and_then(|()| self.ask()),
-                ready = self.line.writable(), if !self.to_peer.is_empty() || self.line.is_pending() => ready.map_err(End::from),
+                ready = self.line.writable(), if !self.deaf && (!self.to_peer.is_empty() || self.line.is_pending()) => ready.map_err(End::from),
                 () = tokio::time::sleep_until(heard + self.idle.unwrap_or_default()), if reads && self.idle.is_some() => {
                     Err(End::Idle)
                 }
@@ -260,11 +263,13 @@ impl Relay {
     }
 
     fn give(&mut self) -> Result<(), End> {
-        let Relay { line, socket, .. } = self;
+        let Relay { line, socket, to_peer, .. } = self;
         self.to_socket.write(|slices| socket.try_write_vectored(slices))?;
-        let written = line.push().and_then(|()| self.to_peer.write(|slices| line.try_write_vectored(slices)));
-        if written.is_err() {
-            // What it sent before it went is still to be read.
+        if !self.deaf {
+            let written = line.push().and_then(|()| to_peer.write(|slices| line.try_write_vectored(slices)));
+            self.deaf = written.is_err();
+        }
+        if self.deaf {
             self.to_peer = Queue::default();
         }
         Ok(())

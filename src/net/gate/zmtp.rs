@@ -265,7 +265,7 @@ impl Parts {
     }
 
     /// A short message in memory of its own: a slice would keep the whole block that it was read in, for as long as the
-    /// message is kept. A long one is nearly all of its block.
+    /// message is kept. A long one is most of its block, or lies in it with others of its kind.
     pub(crate) fn alone(self) -> Parts {
         if self.len() > ALONE_BYTES_MAX {
             return self;
