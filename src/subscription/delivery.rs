@@ -150,7 +150,7 @@ pub enum GapReason {
     Slow,
 }
 
-/// What a [`Subscription`] yields.
+/// What a [`Subscription`](super::Subscription) yields.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Delivery {
     /// A message.
