@@ -142,6 +142,8 @@ enum Wake {
     Found(Candidate),
     Interfaces,
     Time,
+    /// What was waited for may go on.
+    Flow,
     /// No handle is left.
     Orphaned,
 }
@@ -174,6 +176,7 @@ impl Loop {
                 Wake::Found(candidate) => self.found(candidate),
                 Wake::Interfaces => self.interfaces_changed(),
                 Wake::Time => self.feed(Input::Timeout),
+                Wake::Flow => {}
                 Wake::Orphaned => break,
             }
             if Instant::now() >= tick {
@@ -216,8 +219,8 @@ impl Loop {
             ask = ask.recv() => ask.map_or(Wake::Orphaned, Wake::Ask),
             Some(candidate) = candidates.recv() => Wake::Found(candidate),
             Ok(()) = self.survey.changed() => Wake::Interfaces,
-            () = self.net.flow_changed(), if !may_publish && !readers_wait => Wake::Time,
-            () = self.drained.notified(), if readers_wait => Wake::Time,
+            () = self.net.flow_changed(), if !may_publish && !readers_wait => Wake::Flow,
+            () = self.drained.notified(), if readers_wait => Wake::Flow,
             () = &mut self.alarm => Wake::Time,
         }
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::Counts;
 use crate::id::{Run, Seq};
-use crate::replica::batch::{BATCH_BYTES_MAX, Batch, Draft};
+use crate::replica::batch::{Batch, Draft};
 use crate::replica::clock::{Hlc, Mono};
 use crate::replica::event::{Missing, Notice, Opened, Timing};
 use crate::replica::ranges::RangeSet;
@@ -17,13 +17,15 @@ pub(super) type Held = Result<(), Broken>;
 
 /// A node wakes up at most so often in one second of virtual time.
 const TIMEOUTS_PER_SECOND_MAX: u64 = 400;
-/// What a window may cost besides its bound: the batch that came last.
-const WINDOW_SLACK_BYTES: usize = BATCH_BYTES_MAX + 1024;
+/// What a window may cost besides its bound: the batch that came last, if no longer one was said.
+const WINDOW_SLACK_BYTES: usize = 300 * 1024;
 
 /// Everything that was ever said, by the word of who said it.
 #[derive(Default)]
 pub(super) struct Book {
     batches: HashMap<Run, BTreeMap<Seq, Batch>>,
+    /// The length of the longest one.
+    pub longest: usize,
 }
 
 impl Book {
@@ -45,6 +47,7 @@ impl Book {
             }
         }
         said.insert(batch.first(), batch.clone());
+        self.longest = self.longest.max(batch.bytes().len());
         Ok(())
     }
 
@@ -159,8 +162,8 @@ impl Given {
     }
 }
 
-/// What holds after each step of a replica.
-pub(super) fn after_step(replica: &Replica, at: Mono, window_bytes: usize, runs_ever: usize) -> Held {
+/// What holds after each step of a replica, if no batch is longer than this.
+pub(super) fn after_step(replica: &Replica, at: Mono, window_bytes: usize, runs_ever: usize, longest: usize) -> Held {
     let deadline = replica.poll_timeout().ok_or("no deadline")?;
     // What is due this very moment may be left to the timeout, but nothing from before.
     if deadline < at {
@@ -168,7 +171,7 @@ pub(super) fn after_step(replica: &Replica, at: Mono, window_bytes: usize, runs_
     }
     let (streams, peers, flights, bytes) = replica.size();
     let many = streams > STREAMS_MAX.min(runs_ever) || peers > PEERS_MAX.min(runs_ever) || flights > REQUESTS_MAX;
-    if many || bytes > window_bytes + WINDOW_SLACK_BYTES {
+    if many || bytes > window_bytes + WINDOW_SLACK_BYTES.max(longest + 1024) {
         return Err(format!("state: {streams} streams, {peers} peers, {flights} requests, {bytes} bytes"));
     }
     Ok(())

@@ -7,14 +7,13 @@ use super::check::Held;
 use super::store;
 use super::world::World;
 use crate::id::{EntryId, NodeId, Run, Seq};
-use crate::replica::batch::BATCH_BYTES_MAX;
 use crate::replica::liveness::Status;
 use crate::replica::ranges::RangeSet;
 use crate::replica::repair::{REQUEST_BYTES_MAX, REQUESTS_PER_PEER_MAX};
 use crate::replica::{Audit, RANGES_MAX, Replica};
 
-/// What a life may be sent twice in repairs besides a fifth of what it missed: the largest batch.
-const TWICE_BYTES_ALLOWED: u64 = BATCH_BYTES_MAX as u64;
+/// What a life may be sent twice in repairs besides a fifth of what it missed, if no longer batch was said.
+const TWICE_BYTES_ALLOWED: u64 = 256 * 1024;
 
 impl World {
     /// Whether everybody has what anybody has, and knows of the rest that it is gone.
@@ -126,9 +125,10 @@ impl World {
             }
             let missed = given.repaired_bytes - given.repaired_bytes_twice;
             // Answers may be on their way while their source dies, or seems to, and another is asked.
-            let answer = u64::from(REQUEST_BYTES_MAX) + BATCH_BYTES_MAX as u64;
-            let on_their_way = REQUESTS_PER_PEER_MAX as u64 * answer;
-            let allowed = TWICE_BYTES_ALLOWED + (self.counts.crashes + self.counts.partitions) * on_their_way;
+            let longest = self.book.longest as u64;
+            let on_their_way = REQUESTS_PER_PEER_MAX as u64 * u64::from(REQUEST_BYTES_MAX).max(longest);
+            let allowed =
+                TWICE_BYTES_ALLOWED.max(longest) + (self.counts.crashes + self.counts.partitions) * on_their_way;
             if !self.plan.repeats() && given.repaired_bytes_twice > missed / 5 + allowed {
                 return Err(format!(
                     "{host} missed {missed} bytes and got {} again in repairs",
