@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::Counts;
 use crate::id::{Run, Seq};
-use crate::replica::batch::{Batch, Draft};
+use crate::replica::batch::{BATCH_BYTES_MAX, Batch, Draft};
 use crate::replica::clock::{Hlc, Mono};
 use crate::replica::event::{Missing, Notice, Opened, Timing};
 use crate::replica::ranges::RangeSet;
@@ -17,7 +17,7 @@ pub(super) type Held = Result<(), Broken>;
 
 /// A node wakes up at most so often in one second of virtual time.
 const TIMEOUTS_PER_SECOND_MAX: u64 = 400;
-/// What a window may cost besides its bound: the batch that came last, if no longer one was said.
+/// What a window of several batches may cost besides its bound.
 const WINDOW_SLACK_BYTES: usize = 300 * 1024;
 
 /// Everything that was ever said, by the word of who said it.
@@ -162,8 +162,8 @@ impl Given {
     }
 }
 
-/// What holds after each step of a replica, if no batch is longer than this.
-pub(super) fn after_step(replica: &Replica, at: Mono, window_bytes: usize, runs_ever: usize, longest: usize) -> Held {
+/// What holds after each step of a replica.
+pub(super) fn after_step(replica: &Replica, at: Mono, window_bytes: usize, runs_ever: usize) -> Held {
     let deadline = replica.poll_timeout().ok_or("no deadline")?;
     // What is due this very moment may be left to the timeout, but nothing from before.
     if deadline < at {
@@ -171,7 +171,9 @@ pub(super) fn after_step(replica: &Replica, at: Mono, window_bytes: usize, runs_
     }
     let (streams, peers, flights, bytes) = replica.size();
     let many = streams > STREAMS_MAX.min(runs_ever) || peers > PEERS_MAX.min(runs_ever) || flights > REQUESTS_MAX;
-    if many || bytes > window_bytes + WINDOW_SLACK_BYTES.max(longest + 1024) {
+    // The last batch stays, however long it is.
+    let slack = if replica.window_size().1 == 1 { BATCH_BYTES_MAX + 256 } else { WINDOW_SLACK_BYTES };
+    if many || bytes > window_bytes + slack {
         return Err(format!("state: {streams} streams, {peers} peers, {flights} requests, {bytes} bytes"));
     }
     Ok(())

@@ -528,7 +528,7 @@ impl World {
     pub fn perform(&mut self, index: usize) -> Held {
         let at = self.now_of(index).mono;
         let Some(life) = &self.hosts[index].life else { return Ok(()) };
-        check::after_step(&life.replica, at, self.plan.window_bytes, self.runs.len(), self.book.longest)
+        check::after_step(&life.replica, at, self.plan.window_bytes, self.runs.len())
             .map_err(|what| format!("{index}: {what}"))?;
         while let Some(life) = &mut self.hosts[index].life {
             let Some(output) = life.replica.poll_output() else { break };
