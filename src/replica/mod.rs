@@ -102,6 +102,7 @@ pub struct Replica {
     /// The stream that was listed last in its turn.
     listed: Run,
     hello_at: Mono,
+    regular_hello_at: Mono,
     deadline: Mono,
     outputs: VecDeque<Output>,
     counters: Counters,
@@ -203,6 +204,7 @@ impl Replica {
             regular_at: now.mono + speak::BEAT_EVERY,
             listed: me,
             hello_at: now.mono + speak::HELLO_EVERY,
+            regular_hello_at: now.mono + speak::HELLO_EVERY,
             deadline: now.mono,
             outputs: VecDeque::new(),
             counters: Counters::default(),

@@ -1,5 +1,6 @@
 //! What a replica says of itself and makes of what it hears: heartbeats, hellos, digests, requests.
 
+use std::cmp::Reverse;
 use std::net::SocketAddr;
 use std::ops::Bound;
 use std::time::Duration;
@@ -45,8 +46,10 @@ const MARKS_IN_TURN: usize = 4;
 const HOLDINGS_MAX: usize = 200;
 /// Runs that were refused and are remembered.
 const UNWELCOME_MAX: usize = 16 * 1024;
-/// Peers named in one hello.
+/// Peers named in one hello, those whose state changed last first.
 const KNOWS_MAX: usize = 64;
+/// And in one that goes to all because something changed.
+const KNOWS_OF_NEWS: usize = 16;
 /// Addresses of one peer named in one hello.
 const ADDRESSES_MAX: usize = 8;
 
@@ -373,8 +376,12 @@ impl Replica {
             }
         }
         if self.hello_at <= now.mono {
-            self.hello_at = now.mono + HELLO_EVERY;
-            let hello = self.hello(now);
+            let regular = self.regular_hello_at <= now.mono;
+            if regular {
+                self.regular_hello_at = now.mono + HELLO_EVERY;
+            }
+            self.hello_at = self.regular_hello_at;
+            let hello = self.hello(now, if regular { KNOWS_MAX } else { KNOWS_OF_NEWS });
             self.send(To::All, Message::Hello(hello));
         }
         if self.beat_at <= now.mono {
@@ -465,7 +472,7 @@ impl Replica {
     }
 
     fn greet(&mut self, now: Now, run: Run) {
-        let hello = self.hello(now);
+        let hello = self.hello(now, KNOWS_MAX);
         self.send(To::One(run), Message::Hello(hello));
     }
 
@@ -475,10 +482,12 @@ impl Replica {
         self.deadline = self.deadline.min(self.hello_at);
     }
 
-    fn hello(&self, now: Now) -> Hello {
-        let live = || self.peers.iter().filter(|(_, peer)| peer.live);
-        let hears = live().map(|(_, peer)| peer.hash).collect();
-        let knows = live().take(KNOWS_MAX).map(|(run, peer)| {
+    /// A hello that names so many peers at most: who came first heard of the others when they came.
+    fn hello(&self, now: Now, names_max: usize) -> Hello {
+        let mut live: Vec<(&Run, &Peer)> = self.peers.iter().filter(|(_, peer)| peer.live).collect();
+        let hears = live.iter().map(|(_, peer)| peer.hash).collect();
+        live.sort_by_key(|(_, peer)| Reverse(peer.status_at));
+        let knows = live.into_iter().take(names_max).map(|(run, peer)| {
             let mut addresses: Vec<SocketAddr> = peer.address.into_iter().collect();
             addresses.extend(peer.endpoints.iter().filter(|address| Some(**address) != peer.address));
             addresses.truncate(ADDRESSES_MAX);
