@@ -30,7 +30,7 @@ use crate::net::gate::zmtp::Parts;
 use crate::net::gate::{Door, Gate, outbound};
 use crate::net::link::Ear;
 use crate::net::publisher::{Begun, Publisher};
-use crate::replica::batch::{Draft, Via};
+use crate::replica::batch::{Draft, Payload, Text, Via};
 
 /// Publishers connected to the SUB port at once; one more is hung up on.
 const PUBLISHERS_MAX: usize = 256;
@@ -266,7 +266,7 @@ impl Ears {
     }
 
     fn take(&self, drafts: &mut Vec<Draft>, message: Parts) {
-        match draft(&message.first, message.second.as_deref()) {
+        match draft(&message.first, message.second) {
             Ok(draft) => drafts.extend(draft),
             Err(reason) => count(&self.metrics.malformed, reason),
         }
@@ -301,17 +301,17 @@ fn frame(room: &Room, text: &str) -> Bytes {
 }
 
 /// What a client said, in one frame or two; none if that is nothing.
-fn draft(first: &[u8], second: Option<&[u8]>) -> Result<Option<Draft>, &'static str> {
+fn draft(first: &Bytes, second: Option<Bytes>) -> Result<Option<Draft>, &'static str> {
     let (topic, text) = match second {
-        Some(text) => (first, text),
+        Some(text) => (&first[..], text),
         None => {
             let space = first.iter().position(|byte| *byte == b' ').ok_or("body")?;
-            (&first[..space], &first[space + 1..])
+            (&first[..space], first.slice(space + 1..))
         }
     };
     let topic = std::str::from_utf8(topic).map_err(|_| "topic")?;
     let room = room(topic).ok_or("topic")?;
-    let text = std::str::from_utf8(text).map_err(|_| "body")?;
+    let text = Payload::from(Text::try_from(text).map_err(|_| "body")?);
     if text.is_empty() {
         return Ok(None);
     }
@@ -327,7 +327,8 @@ mod tests {
 
     fn said(frames: &[&[u8]]) -> Result<Option<(String, String)>, &'static str> {
         let text = |draft: Draft| (draft.room.to_string(), draft.payload.text().unwrap().to_string());
-        draft(frames[0], frames.get(1).copied()).map(|draft| draft.map(text))
+        let frame = |at: usize| frames.get(at).map(|frame| Bytes::copy_from_slice(frame));
+        draft(&frame(0).unwrap(), frame(1)).map(|draft| draft.map(text))
     }
 
     #[test]

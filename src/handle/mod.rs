@@ -28,7 +28,7 @@ pub use self::bridges::{BridgeState, BridgeStatus};
 pub(crate) use self::durable::Holders;
 pub use self::durable::{Acker, Begin, DURABLE_NAME_BYTES_MAX, Durable, DurableSummary, Mark, UNACKED_MAX};
 
-pub use crate::replica::batch::{Draft, NAME_BYTES_MAX, PAYLOAD_BYTES_MAX, Payload, Text, Via};
+pub use crate::replica::batch::{Draft, NAME_BYTES_MAX, NotText, PAYLOAD_BYTES_MAX, Payload, Text, Via};
 pub use crate::replica::clock::Hlc;
 pub use crate::replica::keys::Place;
 pub use crate::replica::version::{Cursor, CursorError};

@@ -20,7 +20,7 @@ use super::clock::Hlc;
 use super::entry;
 pub use super::entry::Entries;
 pub(crate) use super::entry::Glance;
-pub use super::payload::{Payload, PayloadRef, Text};
+pub use super::payload::{NotText, Payload, PayloadRef, Text};
 use crate::id::{EntryId, Epoch, Key, NodeId, NodeKey, Room, Run, Seq};
 
 /// The version byte of a batch.

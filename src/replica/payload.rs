@@ -50,7 +50,7 @@ impl<'a> PayloadRef<'a> {
     }
 }
 
-/// UTF-8 text that shares its bytes with the batch it came in.
+/// UTF-8 text that shares its bytes: with the batch it came in, or the buffer it was made from.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Text(Bytes);
 
@@ -78,6 +78,21 @@ impl From<String> for Text {
         Text(text.into())
     }
 }
+
+/// Shares the bytes: many texts of one buffer cost no allocation each.
+impl TryFrom<Bytes> for Text {
+    type Error = NotText;
+
+    fn try_from(bytes: Bytes) -> Result<Text, NotText> {
+        simdutf8::basic::from_utf8(&bytes).map_err(|_| NotText)?;
+        Ok(Text(bytes))
+    }
+}
+
+/// The bytes are not text in UTF-8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not text in UTF-8")]
+pub struct NotText;
 
 impl Payload {
     /// Its length in bytes.
@@ -119,6 +134,12 @@ impl From<&str> for Payload {
 impl From<String> for Payload {
     fn from(text: String) -> Payload {
         Payload::Text(text.into())
+    }
+}
+
+impl From<Text> for Payload {
+    fn from(text: Text) -> Payload {
+        Payload::Text(text)
     }
 }
 

@@ -7,7 +7,9 @@ use std::error::Error;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
 use futures_util::{StreamExt, stream};
+use hubless::handle::Text;
 use hubless::{Delivery, DeliveryRef, Draft, Handle, Listen, Node, Payload, Room, Subscription};
 use hubless::{KeyRing, MeshKey};
 
@@ -22,6 +24,8 @@ type Result<T = ()> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 /// Messages in one call, unless they are large.
 const CHUNK_MESSAGES: usize = 512;
 const CHUNK_BYTES: usize = 64 * 1024;
+/// Texts are made in buffers of so many bytes.
+const BUFFER_BYTES: usize = 64 * 1024;
 /// Messages that a subscriber takes at once.
 const TOGETHER_MAX: usize = 256;
 /// Messages, and chunks, under way, so that the next ones are made while the node works. Found by trying, as [`workload::window`] was.
@@ -98,9 +102,15 @@ pub async fn publisher(plan: &Plan, first: &str, number: u8) -> Result {
     node.wait_for_peers(plan.subscribers + plan.publishers - 1).await?;
 
     let mut pace = Pace::new(plan, number);
+    let mut buffer = BytesMut::new();
     let mut draft = |phase, number| {
         let room = rooms[number as usize % rooms.len()].clone();
-        Draft::new(room, text(&mut message, phase, number))
+        let message = message.write(phase, number);
+        if buffer.capacity() < message.len() {
+            buffer = BytesMut::with_capacity(message.len().max(BUFFER_BYTES));
+        }
+        buffer.extend_from_slice(message);
+        Draft::new(room, Text::try_from(buffer.split().freeze()).expect("ASCII"))
     };
     if plan.in_flight == 0 {
         let chunk = (CHUNK_BYTES / plan.size).clamp(1, CHUNK_MESSAGES);
