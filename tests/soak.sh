@@ -67,8 +67,11 @@ run() {
     if [[ " log bench peers sockets " == *" $1 "* ]]; then
         "$1"
     else
+        local build=(--profile fast --features sim,mutants,fuzz,count)
+        # What a node takes is claimed of the binary that `make run` builds.
+        [[ $1 != small* ]] || build=(--release)
         HUBLESS_SOAK=1 HUBLESS_SOAK_FILE=$results HUBLESS_COMMIT=$commit \
-            cargo test --locked --profile fast --features sim,mutants,fuzz,count --test "${1%%:*}" -- --nocapture ${tests[$1]:-}
+            cargo test --locked "${build[@]}" --test "${1%%:*}" -- --nocapture ${tests[$1]:-}
     fi
 }
 

@@ -9,6 +9,7 @@
 mod api;
 pub mod brokers;
 pub mod dice;
+pub mod idle;
 mod lan;
 pub mod load;
 pub mod log;
