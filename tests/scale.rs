@@ -98,6 +98,17 @@ fn small_meshes_cost_what_is_stated() {
 }
 
 #[test]
+fn nodes_that_all_know_one_of_them_learn_of_each_other() {
+    // One after the other, in a crowd, and all at once.
+    for (nodes, starts_ms) in [3, 10, 50, 100].into_iter().flat_map(|nodes| [(nodes, 2_000), (nodes, 200), (nodes, 0)])
+    {
+        let join = sim::gossip(nodes, 1, starts_ms).unwrap();
+        println!("{nodes} nodes within {starts_ms} ms: full after {} ms", join.ms);
+        assert!(join.done && join.ms <= 1_000, "{nodes} nodes within {starts_ms} ms: {join:?}");
+    }
+}
+
+#[test]
 fn equal_seeds_cost_equally() {
     let (one, same, other) = (play(10, 7).scale, play(10, 7).scale, play(10, 8).scale);
     assert_eq!(one, same);

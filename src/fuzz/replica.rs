@@ -250,7 +250,7 @@ impl Stage {
                 Output::Log(_) | Output::Notify(_) => {}
             }
         }
-        assert!(self.replica.window_size().0 <= WINDOW_BYTES_MAX + crate::replica::batch::BATCH_BYTES_MAX + 256);
+        assert!(self.replica.window_size().0 <= WINDOW_BYTES_MAX);
     }
 }
 

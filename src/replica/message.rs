@@ -75,7 +75,7 @@ pub struct Hello {
     pub endpoints: Vec<SocketAddr>,
     /// The runs whose links are alive at the sender.
     pub hears: Vec<RunHash>,
-    /// Other runs that it hears, and where.
+    /// Some of the runs that it hears, and where.
     pub knows: Vec<(Run, Vec<SocketAddr>)>,
     /// The sender's own clock, in milliseconds since 1970.
     pub wall_ms: u64,

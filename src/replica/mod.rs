@@ -101,6 +101,7 @@ pub struct Replica {
     regular_at: Mono,
     /// The stream that was listed last in its turn.
     listed: Run,
+    /// The next hello, and the next that is not about news.
     hello_at: Mono,
     regular_hello_at: Mono,
     deadline: Mono,

@@ -46,9 +46,9 @@ const MARKS_IN_TURN: usize = 4;
 const HOLDINGS_MAX: usize = 200;
 /// Runs that were refused and are remembered.
 const UNWELCOME_MAX: usize = 16 * 1024;
-/// Peers named in one hello, those whose state changed last first.
+/// Peers named in a greeting, those whose state changed last.
 const KNOWS_MAX: usize = 64;
-/// And in one that goes to all because something changed.
+/// And in a hello that goes to all because something changed.
 const KNOWS_OF_NEWS: usize = 16;
 /// Addresses of one peer named in one hello.
 const ADDRESSES_MAX: usize = 8;
@@ -381,7 +381,9 @@ impl Replica {
                 self.regular_hello_at = now.mono + HELLO_EVERY;
             }
             self.hello_at = self.regular_hello_at;
-            let hello = self.hello(now, if regular { KNOWS_MAX } else { KNOWS_OF_NEWS });
+            // So everybody is named now and then, whoever missed whom.
+            let (newest, in_turn) = if regular { (KNOWS_MAX / 2, KNOWS_MAX / 2) } else { (KNOWS_OF_NEWS, 0) };
+            let hello = self.hello(now, newest, in_turn);
             self.send(To::All, Message::Hello(hello));
         }
         if self.beat_at <= now.mono {
@@ -472,7 +474,7 @@ impl Replica {
     }
 
     fn greet(&mut self, now: Now, run: Run) {
-        let hello = self.hello(now, KNOWS_MAX);
+        let hello = self.hello(now, KNOWS_MAX, 0);
         self.send(To::One(run), Message::Hello(hello));
     }
 
@@ -482,16 +484,19 @@ impl Replica {
         self.deadline = self.deadline.min(self.hello_at);
     }
 
-    /// A hello that names so many peers at most: who came first heard of the others when they came.
-    fn hello(&self, now: Now, names_max: usize) -> Hello {
+    /// A hello that names the `newest` peers, those whose state changed last, and some of the others in turn.
+    fn hello(&self, now: Now, newest: usize, in_turn: usize) -> Hello {
         let mut live: Vec<(&Run, &Peer)> = self.peers.iter().filter(|(_, peer)| peer.live).collect();
         let hears = live.iter().map(|(_, peer)| peer.hash).collect();
         live.sort_by_key(|(_, peer)| Reverse(peer.status_at));
-        let knows = live.into_iter().take(names_max).map(|(run, peer)| {
+        let (news, others) = live.split_at(newest.min(live.len()));
+        let turn = (now.mono.0 / HELLO_EVERY.as_millis() as u64) as usize * in_turn;
+        let others = others.iter().cycle().skip(turn % others.len().max(1)).take(in_turn.min(others.len()));
+        let knows = news.iter().chain(others).map(|(run, peer)| {
             let mut addresses: Vec<SocketAddr> = peer.address.into_iter().collect();
             addresses.extend(peer.endpoints.iter().filter(|address| Some(**address) != peer.address));
             addresses.truncate(ADDRESSES_MAX);
-            (*run, addresses)
+            (**run, addresses)
         });
         let (name, endpoints) = (self.name.clone(), self.endpoints.clone());
         Hello { name, endpoints, hears, knows: knows.collect(), wall_ms: now.wall_ms }

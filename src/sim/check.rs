@@ -17,9 +17,6 @@ pub(super) type Held = Result<(), Broken>;
 
 /// A node wakes up at most so often in one second of virtual time.
 const TIMEOUTS_PER_SECOND_MAX: u64 = 400;
-/// What a window of several batches may cost besides its bound.
-const WINDOW_SLACK_BYTES: usize = 300 * 1024;
-
 /// Everything that was ever said, by the word of who said it.
 #[derive(Default)]
 pub(super) struct Book {
@@ -172,8 +169,8 @@ pub(super) fn after_step(replica: &Replica, at: Mono, window_bytes: usize, runs_
     let (streams, peers, flights, bytes) = replica.size();
     let many = streams > STREAMS_MAX.min(runs_ever) || peers > PEERS_MAX.min(runs_ever) || flights > REQUESTS_MAX;
     // The last batch stays, however long it is.
-    let slack = if replica.window_size().1 == 1 { BATCH_BYTES_MAX + 256 } else { WINDOW_SLACK_BYTES };
-    if many || bytes > window_bytes + slack {
+    let alone = if replica.window_size().1 == 1 { BATCH_BYTES_MAX + 256 } else { 0 };
+    if many || bytes > window_bytes.max(alone) {
         return Err(format!("state: {streams} streams, {peers} peers, {flights} requests, {bytes} bytes"));
     }
     Ok(())

@@ -23,7 +23,7 @@ use std::fmt;
 #[cfg(feature = "mutants")]
 use crate::replica::Mutant;
 use plan::{Dice, Plan, mix};
-pub use scale::{Phase, Scale, Sort, TALK_LEAD_MS, Traffic, scale};
+pub use scale::{Phase, Scale, Sort, TALK_LEAD_MS, Traffic, gossip, scale};
 use world::World;
 
 /// Which faults a seed is about.

@@ -15,7 +15,7 @@ use super::{Dice, mix};
 use crate::id::{Epoch, NodeKey, Room, Run};
 use crate::replica::batch::Draft;
 use crate::replica::clock::{BUILD_MS, Mono, Now};
-use crate::replica::event::{Input, Load, Order, Output, Report, To};
+use crate::replica::event::{Input, Load, Notice, Order, Output, Report, To};
 use crate::replica::liveness::Status;
 use crate::replica::message::Message;
 use crate::replica::{PEERS_MAX, Replica, WINDOW_BYTES_MAX};
@@ -193,7 +193,7 @@ pub struct Scale {
 pub fn scale(nodes: usize, seed: u64, told: &mut dyn FnMut(&Phase)) -> Result<Scale, String> {
     let full = nodes <= PEERS_MAX + 1;
     let mut mesh = Mesh::new(nodes, seed);
-    let join = mesh.join()?;
+    let join = mesh.join(STARTS_MS)?;
     told(&join);
     let spread = |of: fn(&Replica) -> usize| {
         let counts: Vec<usize> = mesh.hosts.iter().map(|host| of(&host.replica)).collect();
@@ -253,6 +253,17 @@ pub fn scale(nodes: usize, seed: u64, told: &mut dyn FnMut(&Phase)) -> Result<Sc
     })
 }
 
+/// Plays how `nodes` that all know one of them, and each other by what they are told only, become a full mesh; they start
+/// within `starts_ms`. Its time counts from the last start.
+///
+/// # Errors
+/// As [`scale`].
+pub fn gossip(nodes: usize, seed: u64, starts_ms: u64) -> Result<Phase, String> {
+    let mut mesh = Mesh::new(nodes, seed);
+    mesh.gossip = true;
+    mesh.join(starts_ms)
+}
+
 /// With how many peers a node is up.
 fn ups(replica: &Replica) -> usize {
     replica.peers().filter(|(_, peer)| peer.status == Status::Up).count()
@@ -293,6 +304,8 @@ struct Mesh {
     places: HashMap<Run, usize>,
     queue: BTreeMap<u64, Vec<Event>>,
     said: u64,
+    /// Nodes learn of the first by themselves, and of others by hellos only.
+    gossip: bool,
     /// Who is without a cable.
     apart: Option<usize>,
     repaired: (u64, u64),
@@ -313,6 +326,7 @@ impl Mesh {
             places: HashMap::new(),
             queue: BTreeMap::new(),
             said: 0,
+            gossip: false,
             apart: None,
             repaired: (0, 0),
             began: 0,
@@ -356,17 +370,17 @@ impl Mesh {
 
     // What is measured.
 
-    fn join(&mut self) -> Result<Phase, String> {
+    fn join(&mut self, starts_ms: u64) -> Result<Phase, String> {
         self.begin(None);
         for place in 0..self.hosts.len() {
             let others = self.hosts.len().saturating_sub(1).max(1) as u64;
-            let at = self.now + STARTS_MS * place as u64 / others;
+            let at = self.now + starts_ms * place as u64 / others;
             self.at(at, Event::Start(place));
         }
-        self.play(STARTS_MS)?;
+        self.play(starts_ms)?;
         let done = self.wait(Mesh::is_up, self.wait_ms())?;
         let mut phase = self.end("join", done);
-        phase.ms -= STARTS_MS;
+        phase.ms -= starts_ms;
         Ok(phase)
     }
 
@@ -506,6 +520,12 @@ impl Mesh {
             Event::Start(place) => {
                 self.hosts[place].started = true;
                 self.feed(place, Input::Endpoints(vec![address(place)]))?;
+                if self.gossip {
+                    if place > 0 {
+                        self.at(self.now + 1, Event::Learn { host: place, other: 0 });
+                    }
+                    return Ok(());
+                }
                 for other in 0..self.hosts.len() {
                     if other != place && self.hosts[other].started {
                         let (soon, later) = (self.now + self.dice.range(1, 3), self.now + self.dice.range(10, 50));
@@ -585,6 +605,11 @@ impl Mesh {
                 Output::Log(order) => {
                     if self.hosts[place].disk.order(order)? {
                         self.at(self.now + SYNC_MS, Event::Synced(place));
+                    }
+                }
+                Output::Notify(Notice::Named { run, .. }) if self.gossip => {
+                    if let Some(other) = self.places.get(&run).copied() {
+                        self.at(self.now + 1, Event::Learn { host: place, other });
                     }
                 }
                 Output::Deliver { .. } | Output::Notify(_) => {}
