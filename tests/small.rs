@@ -40,7 +40,7 @@ fn a_node_starts_soon_idles_cheaply_and_each_peer_takes_little() {
     let up = || node.peers().iter().filter(|peer| peer["state"] == "up").count();
     let mut peers: Vec<Hubless> = (0..PEERS).map(|_| peer()).collect();
     eventually(Duration::from_secs(20), "all peers are up", || up() == peers.len());
-    elapse(Duration::from_secs(5)); // First dials and hellos are over.
+    elapse(Duration::from_secs(10)); // First dials, hellos and questions over mDNS are over.
     let Shares { most: cpu, yardstick } = shares(&[&node], Duration::from_secs(20));
     let few = node.resident_bytes();
     claim.measured("idle_cpu_percent", (cpu * 100.0).round() / 100.0);
