@@ -17,6 +17,7 @@ pub(super) type Held = Result<(), Broken>;
 
 /// A node wakes up at most so often in one second of virtual time.
 const TIMEOUTS_PER_SECOND_MAX: u64 = 400;
+
 /// Everything that was ever said, by the word of who said it.
 #[derive(Default)]
 pub(super) struct Book {
