@@ -348,10 +348,11 @@ fn twenty_nodes_on_one_host_are_a_full_mesh_and_idle_cheaply() {
     claim.measured("mesh_ms", started.elapsed().as_millis() as u64);
 
     elapse(secs(10)); // First dials and hellos are over.
-    let Shares { most: cpu, yardstick } = shares(&nodes.iter().collect::<Vec<_>>(), secs(10));
+    let Shares { most: cpu, wakes, yardstick } = shares(&nodes.iter().collect::<Vec<_>>(), secs(10));
     let mebibytes = nodes.iter().map(|node| node.resident_bytes() >> 20).max().unwrap();
     claim.measured("cpu_percent_most", (cpu * 10.0).round() / 10.0);
     claim.measured("yardstick_cpu_percent", (yardstick * 10.0).round() / 10.0);
+    claim.measured("wakes_per_s_most", wakes.round());
     claim.measured("resident_mib_most", mebibytes);
     assert!(nodes.iter().all(|node| up(node) == 19), "somebody was lost while idle");
     assert!(cpu < 1.0, "an idle node uses {cpu:.1} % of a core, a yardstick {yardstick:.1} %");

@@ -70,6 +70,9 @@ fn small_meshes_cost_what_is_stated() {
         for sort in [Sort::Chat, Sort::Digest, Sort::Request, Sort::Repair] {
             assert_eq!(idle.of(sort).published, 0, "{nodes} nodes that say nothing: {sort:?}");
         }
+        // It is awake three times a second, however many there are: to speak, and when others have spoken.
+        let woken = each(&scale, idle, idle.woken);
+        assert!(woken <= 3.2, "{nodes} nodes with nothing to do wake up {woken:.1} times a second");
         let heard = each(&scale, idle, idle.all().heard_bytes) / peers as f64;
         assert!((60.0..=250.0).contains(&heard), "{nodes} nodes hear {heard:.0} B a second of each peer");
         beats.push(each(&scale, idle, idle.of(Sort::Heartbeat).heard_bytes) / peers as f64);
@@ -162,6 +165,9 @@ fn table_of(played: &[Played]) -> String {
     row("… kbit/s; Mbit/s in the mesh", &|Played { scale, .. }| {
         let bits = 8.0 * each(scale, &scale.idle, scale.idle.all().heard_bytes);
         format!("{}; {}", thousands(bits / 1e3), thousands(bits * scale.nodes as f64 / 1e6))
+    });
+    row("… milliseconds in which each is awake in a second", &|Played { scale, .. }| {
+        format!("{:.1}", each(scale, &scale.idle, scale.idle.woken))
     });
     row("talking: who says 64 B a second", &|Played { scale, .. }| format!("{}", scale.voices));
     row("… chat heard by each in a second", &|Played { scale, .. }| per_second(scale, &scale.talk, &[Sort::Chat]));

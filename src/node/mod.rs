@@ -59,6 +59,7 @@ const ASKS_MAX: usize = 64;
 const NET_EVENTS_MAX: usize = 64;
 /// Events kept for a receiver that is behind; it misses the oldest.
 const EVENTS_MAX: usize = 1024;
+/// A tick comes after this, or after half of it where the node is awake for something else: mostly a heartbeat.
 const TICK: Duration = Duration::from_secs(1);
 const PING_EVERY: Duration = Duration::from_secs(10);
 const SAVE_EVERY: Duration = Duration::from_secs(30);
@@ -179,7 +180,7 @@ impl Loop {
                 Wake::Flow => {}
                 Wake::Orphaned => break,
             }
-            if Instant::now() >= tick {
+            if Instant::now() + TICK / 2 >= tick {
                 tick = Instant::now() + TICK;
                 self.tick().await;
                 if !self.net.is_alive() {
@@ -479,6 +480,7 @@ impl Loop {
     /// What is due each second.
     async fn tick(&mut self) {
         let at = Instant::now();
+        self.discovery.look();
         let suspects: Vec<Run> =
             self.replica.peers().filter(|(_, peer)| peer.status == Status::Suspect).map(|(run, _)| run).collect();
         for run in suspects {

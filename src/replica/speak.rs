@@ -18,6 +18,9 @@ use crate::id::{EntryId, Run, RunHash, Seq};
 
 /// A heartbeat goes out this often.
 pub(crate) const BEAT_EVERY: Duration = Duration::from_secs(1);
+/// Whoever hears a heartbeat and has one of its own due within this sends it at once: a mesh that has nothing to do wakes up
+/// once a second, all together, and not each node for each other one.
+const BEAT_WITH_OTHERS: Duration = Duration::from_millis(500);
 /// And so soon after something was stored.
 const BEAT_AFTER_NEWS: Duration = Duration::from_millis(50);
 /// A hello goes out this often.
@@ -119,6 +122,11 @@ impl Replica {
     fn hear_beat(&mut self, now: Now, from: Run, beat: Heartbeat) {
         let Heartbeat { sent, marks, settled, wall_ms } = beat;
         self.hear_time(now, from, wall_ms);
+        // Not where there is news: heartbeats are more frequent then, and one draws the other after it.
+        if self.beat_at == self.regular_at && self.beat_at <= now.mono + BEAT_WITH_OTHERS {
+            (self.beat_at, self.regular_at) = (now.mono, now.mono);
+            self.deadline = now.mono;
+        }
         if let Some(stream) = self.streams.get_mut(&from) {
             stream.sent = stream.sent.max(sent);
         }

@@ -131,6 +131,8 @@ pub struct Phase {
     pub done: bool,
     /// Entries that were said in it.
     pub said: u64,
+    /// Milliseconds in which something happened to a node, summed over the mesh: how often it had to be awake.
+    pub woken: u64,
     /// Of the traffic, what one node heard that the phase is about: the newcomer, or the one that was cut off.
     pub heard_by_one: (u64, u64),
     traffic: [Traffic; Sort::ALL.len()],
@@ -276,6 +278,8 @@ struct Host {
     mono: u64,
     due: u64,
     started: bool,
+    /// When something happened to it last.
+    woken_at: u64,
     /// Whom it dials, up to [`DIALLED_MAX`].
     dialled: BTreeSet<usize>,
     /// Its next dial, counted in [`DIALS_PER_MS`].
@@ -313,6 +317,7 @@ struct Mesh {
     began: u64,
     said_before: u64,
     traffic: [Traffic; Sort::ALL.len()],
+    woken: u64,
     one: Option<usize>,
     heard_by_one: (u64, u64),
 }
@@ -332,6 +337,7 @@ impl Mesh {
             began: 0,
             said_before: 0,
             traffic: Default::default(),
+            woken: 0,
             one: None,
             heard_by_one: (0, 0),
         };
@@ -360,6 +366,7 @@ impl Mesh {
             mono,
             due: u64::MAX,
             started: false,
+            woken_at: 0,
             dialled: BTreeSet::new(),
             next_dial: 0,
             callers: BTreeSet::new(),
@@ -433,12 +440,12 @@ impl Mesh {
 
     fn begin(&mut self, one: Option<usize>) {
         (self.began, self.said_before, self.traffic) = (self.now, self.said, Default::default());
-        (self.one, self.heard_by_one) = (one, (0, 0));
+        (self.one, self.heard_by_one, self.woken) = (one, (0, 0), 0);
     }
 
     fn end(&mut self, name: &'static str, done: bool) -> Phase {
         let (ms, said) = (self.now - self.began, self.said - self.said_before);
-        Phase { name, ms, done, said, heard_by_one: self.heard_by_one, traffic: self.traffic }
+        Phase { name, ms, done, said, woken: self.woken, heard_by_one: self.heard_by_one, traffic: self.traffic }
     }
 
     fn is_up(&self) -> bool {
@@ -593,7 +600,9 @@ impl Mesh {
 
     fn feed(&mut self, place: usize, input: Input) -> Result<(), String> {
         let now = self.now_of(place);
-        self.hosts[place].replica.handle(now, input);
+        let host = &mut self.hosts[place];
+        self.woken += u64::from(std::mem::replace(&mut host.woken_at, self.now) != self.now);
+        host.replica.handle(now, input);
         self.perform(place)
     }
 

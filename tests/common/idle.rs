@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{Hubless, elapse};
 
-/// An idle node of ten peers is woken about so often in a second.
+/// How often the yardstick is woken.
 const WAKES_PER_SECOND: u32 = 25;
 /// System calls for each of the yardstick's wakes.
 const CALLS: usize = 20;
@@ -16,8 +16,11 @@ const CALLS: usize = 20;
 pub struct Shares {
     /// The node that takes most.
     pub most: f64,
-    /// A thread that is woken as often as a node of ten peers and makes some system calls each time: 0.12 to 0.17 on a quiet
-    /// host. Where it takes several times that, waking a processor is dear, and a node takes several times its own share.
+    /// How often in a second the threads of a node are woken, of the one where they are most often: what it asks of a
+    /// processor, however dear that is on this host.
+    pub wakes: f64,
+    /// A thread that is woken 25 times a second and makes some system calls each time: 0.12 to 0.17 on a quiet host. Where it
+    /// takes several times that, waking a processor is dear, and a node takes several times its own share.
     pub yardstick: f64,
 }
 
@@ -35,11 +38,14 @@ pub fn shares(nodes: &[&Hubless], span: Duration) -> Shares {
         let taken: f64 = taken.split(' ').next().unwrap().parse().unwrap();
         taken / started.elapsed().as_nanos() as f64 * 100.0
     });
-    let (before, started) = (nodes.iter().map(|node| node.cpu()).collect::<Vec<_>>(), Instant::now());
+    let (before, started) = (nodes.iter().map(|node| (node.cpu(), node.sleeps())).collect::<Vec<_>>(), Instant::now());
     elapse(span);
     let passed = started.elapsed().as_secs_f64();
-    let used = nodes.iter().zip(before).map(|(node, before)| (node.cpu() - before).as_secs_f64() / passed * 100.0);
-    let most = used.fold(0.0, f64::max);
+    let (mut most, mut wakes) = (0.0_f64, 0.0_f64);
+    for (node, (cpu, sleeps)) in nodes.iter().zip(before) {
+        most = most.max((node.cpu() - cpu).as_secs_f64() / passed * 100.0);
+        wakes = wakes.max(node.sleeps().saturating_sub(sleeps) as f64 / passed);
+    }
     drop(stop);
-    Shares { most, yardstick: yardstick.join().unwrap() }
+    Shares { most, wakes, yardstick: yardstick.join().unwrap() }
 }

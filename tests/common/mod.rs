@@ -304,6 +304,17 @@ impl Hubless {
         Duration::from_millis(ticks * 10) // Linux shows hundredths of a second, whatever the kernel counts in.
     }
 
+    /// How often one of its threads, of those that live, went to sleep.
+    pub fn sleeps(&self) -> u64 {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("the process is there");
+        let slept = |status: String| {
+            let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
+            count.trim().parse::<u64>().unwrap()
+        };
+        // A thread may end meanwhile.
+        threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("status")).ok()).map(slept).sum()
+    }
+
     /// Memory that it holds, in bytes.
     pub fn resident_bytes(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the process is there");

@@ -38,6 +38,8 @@ pub(crate) struct Survey {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Used {
     name: String,
+    /// An interface that was made anew has another one, and lost what was joined on it.
+    index: Option<u32>,
     address: IfAddr,
 }
 
@@ -90,7 +92,7 @@ impl Policy {
                 None => interfaces.push(Interface { name: one.name.clone(), skipped: objection }),
             }
             if objection.is_none() {
-                used.push(Used { name: one.name, address: one.addr });
+                used.push(Used { name: one.name, index: one.index, address: one.addr });
             }
         }
         Survey { interfaces, used, listen: self.listen }

@@ -21,8 +21,9 @@ use crate::handle::FoundBy;
 use crate::id::{Room, Run};
 
 const SERVICE: &str = "_hubless._tcp.local.";
-/// How soon the daemon follows a change of the interfaces.
-const INTERFACES_EVERY_S: u32 = 1;
+/// After a change of the interfaces the daemon looks at them so often, for so long; it would without.
+const FOLLOWS_EVERY_S: u32 = 1;
+const FOLLOWS_FOR: Duration = Duration::from_secs(5);
 /// How long to wait after mDNS could not start, or its events broke off.
 const AGAIN: Duration = Duration::from_secs(2);
 /// Records of others that are remembered: some six for each of their addresses.
@@ -30,7 +31,7 @@ const RECORDS_MAX: i64 = 8_192;
 /// And timers for these, some three each.
 const TIMERS_MAX: i64 = 8 * RECORDS_MAX;
 /// How often they are counted.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How long the goodbye may take.
 const GOODBYE_TIME: Duration = Duration::from_millis(300);
 
@@ -49,6 +50,7 @@ pub(super) async fn run(
                 tokio::select! {
                     _ = stop.changed() => return daemon.goodbye().await,
                     () = daemon.forward(&survey, &found) => {}
+                    () = daemon.follow(survey.clone()) => {}
                     records = daemon.overflows() => {
                         tracing::warn!(records, "mDNS is flooded: all it knew is forgotten");
                     }
@@ -78,10 +80,10 @@ impl Daemon {
         try_port(options.listen.ip())?;
         let daemon = Daemon(ServiceDaemon::new()?, options.clone());
         let survey = survey.clone();
-        // Asked for each address at each look at the interfaces, so it follows their changes.
+        // Asked for each address at each look at the interfaces.
         let unused = IfPredicate::new(move |one| !survey.borrow().uses(&one.name, one.ip()));
         daemon.0.disable_interface(IfKind::Predicate(unused))?;
-        daemon.0.set_ip_check_interval(INTERFACES_EVERY_S)?;
+        daemon.0.set_ip_check_interval(0)?;
         daemon.0.register(announcement(options)?)?;
         Ok(daemon)
     }
@@ -94,6 +96,23 @@ impl Daemon {
             }
             // The daemon closes an event queue that runs full. A new one begins with all that is known.
             tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    /// Has the daemon look at the interfaces when they have changed; returns when it has died.
+    async fn follow(&self, mut survey: watch::Receiver<Arc<Survey>>) {
+        loop {
+            if survey.changed().await.is_err() {
+                // The node stops, and stops this.
+                std::future::pending::<()>().await;
+            }
+            if self.0.set_ip_check_interval(FOLLOWS_EVERY_S).is_err() {
+                return;
+            }
+            tokio::time::sleep(FOLLOWS_FOR).await;
+            if self.0.set_ip_check_interval(0).is_err() {
+                return;
+            }
         }
     }
 

@@ -18,7 +18,6 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::MissedTickBehavior;
 
 use crate::config::Seed;
 use crate::error::StartError;
@@ -29,8 +28,6 @@ use interfaces::{Policy, Survey};
 
 /// Candidates that wait for the node; a rung that finds more waits.
 const CANDIDATES_MAX: usize = 256;
-/// How soon a change of the interfaces is seen.
-const SURVEY_EVERY: Duration = Duration::from_secs(1);
 /// How long a goodbye may take.
 const SHUTDOWN_TIME: Duration = Duration::from_millis(500);
 
@@ -75,7 +72,8 @@ pub(crate) struct Options {
 /// The running rungs. Dropping it ends them without a goodbye.
 #[derive(Debug)]
 pub(crate) struct Discovery {
-    survey: watch::Receiver<Arc<Survey>>,
+    policy: Policy,
+    survey: watch::Sender<Arc<Survey>>,
     /// Keeps the receiver open where no rung runs.
     found: mpsc::Sender<Candidate>,
     stop: watch::Sender<()>,
@@ -97,28 +95,43 @@ impl Discovery {
             .survey()
             .map_err(|source| StartError::System { what: "cannot list the network interfaces", source })?;
         let (found, candidates) = mpsc::channel(CANDIDATES_MAX);
-        let (surveyed, survey) = watch::channel(Arc::new(first));
+        let survey = watch::Sender::new(Arc::new(first));
         let (stop, stopped) = watch::channel(());
         let mut tasks = JoinSet::new();
-        tasks.spawn(watch_interfaces(policy, surveyed, stopped.clone()));
         for seed in options.seeds.iter().cloned() {
             tasks.spawn(seeds::feed(seed, found.clone(), stopped.clone()));
         }
         #[cfg(feature = "mdns")]
         if options.mdns {
-            tasks.spawn(mdns::run(options, survey.clone(), found.clone(), stopped));
+            tasks.spawn(mdns::run(options, survey.subscribe(), found.clone(), stopped));
         }
-        Ok((Discovery { survey, found, stop, tasks }, candidates))
+        Ok((Discovery { policy, survey, found, stop, tasks }, candidates))
     }
 
     /// The interfaces, and told when they change.
     pub(crate) fn survey(&self) -> watch::Receiver<Arc<Survey>> {
-        self.survey.clone()
+        self.survey.subscribe()
+    }
+
+    /// Looks at the interfaces, and tells those who follow them of a change: some system calls, no waiting.
+    pub(crate) fn look(&self) {
+        match self.policy.survey() {
+            Ok(survey) => {
+                self.survey.send_if_modified(|known| {
+                    let changed = **known != survey;
+                    if changed {
+                        *known = Arc::new(survey);
+                    }
+                    changed
+                });
+            }
+            Err(error) => tracing::debug!(%error, "cannot list the network interfaces"),
+        }
     }
 
     /// Says goodbye and ends all tasks, in half a second at most.
     pub(crate) async fn shutdown(self) {
-        let Discovery { survey: _, found, stop, mut tasks } = self;
+        let Discovery { found, stop, mut tasks, .. } = self;
         drop((found, stop));
         // What has not ended by then is aborted when the set is dropped.
         let _ = tokio::time::timeout(SHUTDOWN_TIME, async { while tasks.join_next().await.is_some() {} }).await;
@@ -138,30 +151,6 @@ pub(crate) fn is_dialable(address: SocketAddr) -> bool {
         IpAddr::V6(ip) => !ip.is_unicast_link_local(),
     };
     ip && address.port() != 0 && !address.ip().is_unspecified() && !address.ip().is_multicast()
-}
-
-/// Keeps the survey up to date.
-async fn watch_interfaces(policy: Policy, surveyed: watch::Sender<Arc<Survey>>, mut stop: Stop) {
-    let mut ticks = tokio::time::interval(SURVEY_EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            _ = stop.changed() => return,
-            _ = ticks.tick() => {}
-        }
-        match policy.survey() {
-            Ok(survey) => {
-                surveyed.send_if_modified(|known| {
-                    let changed = **known != survey;
-                    if changed {
-                        *known = Arc::new(survey);
-                    }
-                    changed
-                });
-            }
-            Err(error) => tracing::debug!(%error, "cannot list the network interfaces"),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::feed::{Feed, Feeds};
-use super::queue::Intake;
+use super::queue::{Intake, read_now};
 use super::zmtp::{self, Broken, Cut, Cutter, Parts, Role};
 use super::{ShakeError, limits, shake};
 
@@ -85,7 +85,7 @@ impl Fanout {
         loop {
             self.publisher.readable().await?;
             let Fanout { publisher, intake, .. } = self;
-            if intake.read(|bytes| publisher.try_read_buf(bytes))? == Some(0) {
+            if intake.read(|bytes| read_now(publisher, bytes))? == Some(0) {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             self.pass(feeds).map_err(io::Error::other)?;

@@ -18,6 +18,7 @@ use snow::{HandshakeState, TransportState};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::queue::read_now;
 use super::zmtp::Broken;
 use super::{ShakeError, limits};
 use crate::id::{NodeId, NodeKey};
@@ -157,7 +158,7 @@ impl Line {
     /// [`io::ErrorKind::InvalidData`] if somebody changed what the other end sealed; else what TCP says.
     pub(crate) fn try_read_buf(&mut self, bytes: &mut BytesMut) -> io::Result<usize> {
         let Line { tcp, seal } = self;
-        let Some(seal) = seal else { return tcp.try_read_buf(bytes) };
+        let Some(seal) = seal else { return read_now(tcp, bytes) };
         if seal.opened.is_empty() {
             seal.fill(tcp, bytes)
         } else {
@@ -191,13 +192,13 @@ impl Line {
 
 impl Seal {
     /// Reads TCP once and opens all records that are complete into `bytes`.
-    fn fill(&mut self, tcp: &TcpStream, bytes: &mut BytesMut) -> io::Result<usize> {
+    fn fill(&mut self, tcp: &mut TcpStream, bytes: &mut BytesMut) -> io::Result<usize> {
         // The rest of a record that has begun, at one go.
         let begun =
             self.sealed_in.first_chunk::<HEAD_BYTES>().map(|head| HEAD_BYTES + usize::from(u16::from_be_bytes(*head)));
         let missing = begun.unwrap_or_default().saturating_sub(self.sealed_in.len());
         self.sealed_in.reserve(missing.max(limits::READ_BYTES.0));
-        if tcp.try_read_buf(&mut self.sealed_in)? == 0 {
+        if read_now(tcp, &mut self.sealed_in)? == 0 {
             return Ok(0);
         }
         let before = bytes.len();

@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout};
 
 use super::claims::Claims;
 use super::line::{self, Line};
-use super::queue::{Intake, Queue};
+use super::queue::{Intake, Queue, read_now};
 use super::zmtp::{self, Broken, Command, Cut, Cutter, Header, Role};
 use super::{Identity, Peer, Refusal, ShakeError, is_stock, limits, prepare, shake};
 use crate::metrics::{Metrics, count};
@@ -247,7 +247,7 @@ impl Relay {
     /// Reads what our socket subscribes, whole messages only, so that a PONG fits between.
     fn ask(&mut self) -> Result<(), End> {
         let Relay { socket, asked, .. } = self;
-        if asked.read(|bytes| socket.try_read_buf(bytes))? == Some(0) {
+        if asked.read(|bytes| read_now(socket, bytes))? == Some(0) {
             return Err(End::Gone);
         }
         let mut at = 0;

@@ -6,6 +6,8 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 
 use bytes::{Buf, Bytes, BytesMut};
+use futures_util::FutureExt;
+use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::limits::READ_BYTES;
 
@@ -74,6 +76,12 @@ impl Intake {
             self.bytes = BytesMut::new();
         }
     }
+}
+
+/// Reads once what there is. Other than `try_read_buf` it takes note when that was all, so nobody reads again only to be
+/// told so.
+pub(crate) fn read_now(from: &mut (impl AsyncRead + Unpin), bytes: &mut BytesMut) -> io::Result<usize> {
+    from.read_buf(bytes).now_or_never().unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into()))
 }
 
 /// Chunks in the order in which they are to be written.
