@@ -179,6 +179,21 @@ fn newcomer_that_knows_one_seed_hears_a_node_it_was_never_told_of() {
 }
 
 #[test]
+fn a_node_that_began_without_a_cable_is_found_once_it_has_one() {
+    let _alone = one_at_a_time();
+    let lan = Lan::new(3);
+    let [a, b] = [0, 1].map(|machine| Hubless::start(&lan.place(machine), &[]));
+    mesh(&[&a, &b], secs(10));
+    lan.unplug(2);
+    let c = Hubless::start(&lan.place(2), &[]);
+    // Nobody has told it of the others, nor them of it.
+    elapse(secs(8));
+    assert!(c.peers().is_empty(), "without a cable it has peers");
+    lan.plug(2);
+    mesh(&[&a, &b, &c], secs(10));
+}
+
+#[test]
 fn pulled_cable_is_noticed_and_what_was_said_meanwhile_arrives_once() {
     let _alone = one_at_a_time();
     let lan = Lan::new(3);

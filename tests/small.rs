@@ -14,7 +14,7 @@ const KIB: u64 = 1024;
 /// Peers of a node whose idling is measured.
 const PEERS: usize = 10;
 /// How often in a second the threads of such a node are woken. It was 26 when each peer spoke at a time of its own.
-const WAKES_MOST: f64 = 16.0;
+const WAKES_MOST: f64 = 12.0;
 /// Of those that are measured one after the other.
 const STARTS: usize = 9;
 

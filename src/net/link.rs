@@ -32,8 +32,10 @@ use crate::wire::{self, TOPIC_CHAT, TOPIC_MESH, WireError};
 
 /// Messages, and bytes, that another thread decodes at a time; one more may pass the bytes.
 const JOB_MAX: (usize, usize) = (8, 256 * 1024);
-/// To decode so many bytes that nobody signed takes less than to wake another thread.
-const SHORT_MAX: usize = 1024;
+/// Messages that say how somebody fares are decoded in less time than another thread is woken, if they have no more bytes.
+const LIGHT_MAX: usize = 1024;
+/// No repair, in which signatures are to be checked, is as short.
+const BARE_MAX: usize = 128;
 /// How many times so much is under way; beyond, the peer is held back.
 const JOBS_MAX: usize = 6;
 
@@ -153,7 +155,7 @@ impl Reader {
 
     fn take(&mut self, first: Parts, ear: &mut Ear) {
         // A repair may hold hundreds of batches, and is work enough for one thread.
-        let long = |message: &Parts| message.first.starts_with(b"to.") && message.len() > SHORT_MAX;
+        let long = |message: &Parts| message.first.starts_with(b"to.") && message.len() > BARE_MAX;
         let (mut messages, mut bytes) = (vec![first], 0);
         while messages.len() < JOB_MAX.0 && !messages.last().is_some_and(long) {
             bytes += messages.last().map_or(0, Parts::len);
@@ -170,8 +172,8 @@ impl Reader {
             }
         }
         let short = messages.len() == 1 && bytes < JOB_MAX.1 && !messages.iter().any(long);
-        let signed = |message: &Parts| message.first == TOPIC_CHAT;
-        let light = messages.iter().map(Parts::len).sum::<usize>() <= SHORT_MAX && !messages.iter().any(signed);
+        let signed = |message: &Parts| message.first == TOPIC_CHAT || long(message);
+        let light = messages.iter().map(Parts::len).sum::<usize>() <= LIGHT_MAX && !messages.iter().any(signed);
         if (short || light) && self.under_way.is_empty() {
             self.done.extend(messages.into_iter().map(|message| read(message, &self.topic_own)));
             return;

@@ -59,8 +59,9 @@ const ASKS_MAX: usize = 64;
 const NET_EVENTS_MAX: usize = 64;
 /// Events kept for a receiver that is behind; it misses the oldest.
 const EVENTS_MAX: usize = 1024;
-/// A tick comes after this, or after half of it where the node is awake for something else: mostly a heartbeat.
 const TICK: Duration = Duration::from_secs(1);
+/// So much sooner where the node is awake for something else: mostly a heartbeat.
+const TICK_EARLY: Duration = Duration::from_millis(200);
 const PING_EVERY: Duration = Duration::from_secs(10);
 const SAVE_EVERY: Duration = Duration::from_secs(30);
 /// How long a peer may not hear us before it is offered what we publish, and the longest pause between offers.
@@ -180,7 +181,7 @@ impl Loop {
                 Wake::Flow => {}
                 Wake::Orphaned => break,
             }
-            if Instant::now() + TICK / 2 >= tick {
+            if Instant::now() + TICK_EARLY >= tick {
                 tick = Instant::now() + TICK;
                 self.tick().await;
                 if !self.net.is_alive() {

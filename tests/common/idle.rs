@@ -44,7 +44,8 @@ pub fn shares(nodes: &[&Hubless], span: Duration) -> Shares {
     let (mut most, mut wakes) = (0.0_f64, 0.0_f64);
     for (node, (cpu, sleeps)) in nodes.iter().zip(before) {
         most = most.max((node.cpu() - cpu).as_secs_f64() / passed * 100.0);
-        wakes = wakes.max(node.sleeps().saturating_sub(sleeps) as f64 / passed);
+        let slept = |(thread, count): (_, u64)| count - sleeps.get(&thread).copied().unwrap_or_default();
+        wakes = wakes.max(node.sleeps().into_iter().map(slept).sum::<u64>() as f64 / passed);
     }
     drop(stop);
     Shares { most, wakes, yardstick: yardstick.join().unwrap() }

@@ -19,13 +19,14 @@ pub mod raw;
 pub mod shim;
 pub mod soak;
 
+use std::collections::HashMap;
 use std::ffi::OsString;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use std::{fs, io};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -304,15 +305,19 @@ impl Hubless {
         Duration::from_millis(ticks * 10) // Linux shows hundredths of a second, whatever the kernel counts in.
     }
 
-    /// How often one of its threads, of those that live, went to sleep.
-    pub fn sleeps(&self) -> u64 {
+    /// How often each of its threads, of those that live, went to sleep.
+    pub fn sleeps(&self) -> HashMap<OsString, u64> {
         let threads = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("the process is there");
         let slept = |status: String| {
             let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
             count.trim().parse::<u64>().unwrap()
         };
-        // A thread may end meanwhile.
-        threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("status")).ok()).map(slept).sum()
+        let thread = |thread: io::Result<fs::DirEntry>| {
+            let thread = thread.ok()?;
+            // It may end meanwhile.
+            Some((thread.file_name(), slept(fs::read_to_string(thread.path().join("status")).ok()?)))
+        };
+        threads.filter_map(thread).collect()
     }
 
     /// Memory that it holds, in bytes.

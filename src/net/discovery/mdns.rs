@@ -21,9 +21,11 @@ use crate::handle::FoundBy;
 use crate::id::{Room, Run};
 
 const SERVICE: &str = "_hubless._tcp.local.";
-/// After a change of the interfaces the daemon looks at them so often, for so long; it would without.
+/// After a change of the interfaces the daemon looks at them so often, for so long.
 const FOLLOWS_EVERY_S: u32 = 1;
 const FOLLOWS_FOR: Duration = Duration::from_secs(5);
+/// At any other time so often: it may have failed to join a group, or left it in an outage too short to be seen.
+const LOOKS_EVERY_S: u32 = 30;
 /// How long to wait after mDNS could not start, or its events broke off.
 const AGAIN: Duration = Duration::from_secs(2);
 /// Records of others that are remembered: some six for each of their addresses.
@@ -83,7 +85,7 @@ impl Daemon {
         // Asked for each address at each look at the interfaces.
         let unused = IfPredicate::new(move |one| !survey.borrow().uses(&one.name, one.ip()));
         daemon.0.disable_interface(IfKind::Predicate(unused))?;
-        daemon.0.set_ip_check_interval(0)?;
+        daemon.0.set_ip_check_interval(LOOKS_EVERY_S)?;
         daemon.0.register(announcement(options)?)?;
         Ok(daemon)
     }
@@ -99,7 +101,7 @@ impl Daemon {
         }
     }
 
-    /// Has the daemon look at the interfaces when they have changed; returns when it has died.
+    /// Has the daemon look at the interfaces soon after they have changed; returns when it has died.
     async fn follow(&self, mut survey: watch::Receiver<Arc<Survey>>) {
         loop {
             if survey.changed().await.is_err() {
@@ -110,7 +112,7 @@ impl Daemon {
                 return;
             }
             tokio::time::sleep(FOLLOWS_FOR).await;
-            if self.0.set_ip_check_interval(0).is_err() {
+            if self.0.set_ip_check_interval(LOOKS_EVERY_S).is_err() {
                 return;
             }
         }
