@@ -126,8 +126,6 @@ impl Replica {
         if self.beat_at == self.regular_at && self.beat_at <= now.mono + BEAT_WITH_OTHERS {
             (self.beat_at, self.regular_at) = (now.mono, now.mono);
             self.deadline = now.mono;
-            // What it is compared with is as new.
-            self.hash_settled(now.mono);
         }
         if let Some(stream) = self.streams.get_mut(&from) {
             stream.sent = stream.sent.max(sent);
