@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use data_encoding::{BASE32_NOPAD, HEXLOWER};
-use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
+use ed25519_dalek::{Signature, Signer, SigningKey, Verifier, VerifyingKey};
 use serde::{Deserialize, Serialize};
 
 /// A node's identity: its Ed25519 public key, shown as 52 characters of lower-case base32.
@@ -89,7 +89,8 @@ impl From<std::convert::Infallible> for ParseError {
 }
 
 impl NodeId {
-    /// Whether the node of this name signed `message`. Keys and signatures that could stand for several are refused.
+    /// Whether the node of this name signed `message`. Keys and signatures that could stand for several are refused: the
+    /// former are those of small order; of the latter, `verify` takes one form only.
     pub fn has_signed(&self, message: &[u8], signature: &[u8; 64]) -> bool {
         let signature = Signature::from_bytes(signature);
         let unpacked = UNPACKED.with_borrow_mut(|keys| {
@@ -97,13 +98,13 @@ impl NodeId {
             match place {
                 Some((node, key)) if node == self => Some(*key),
                 _ => {
-                    let key = VerifyingKey::from_bytes(&self.0).ok()?;
+                    let key = VerifyingKey::from_bytes(&self.0).ok().filter(|key| !key.is_weak())?;
                     *place = Some((*self, key));
                     Some(key)
                 }
             }
         });
-        unpacked.is_some_and(|key| key.verify_strict(message, &signature).is_ok())
+        unpacked.is_some_and(|key| key.verify(message, &signature).is_ok())
     }
 }
 
@@ -383,6 +384,32 @@ mod tests {
         assert_eq!(run.to_string().parse::<Run>(), Ok(run));
         let key = Key::of_client_id("x");
         assert_eq!(key.to_string().parse::<Key>(), Ok(key));
+    }
+
+    #[test]
+    fn what_could_stand_for_several_is_not_signed() {
+        let key = NodeKey::from_bytes(&[7; NodeKey::LEN]);
+        let signature = key.sign(b"x");
+        assert!(key.node().has_signed(b"x", &signature));
+        assert!(!key.node().has_signed(b"y", &signature));
+        // The order of the group added to its second half, as RFC 8032 section 5.1.7 forbids.
+        const ORDER: [u8; 32] =
+            *b"\xed\xd3\xf5\x5c\x1a\x63\x12\x58\xd6\x9c\xf7\xa2\xde\xf9\xde\x14\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x10";
+        let (mut twin, mut carry) = (signature, 0);
+        for (byte, more) in twin[32..].iter_mut().zip(ORDER) {
+            let sum = u16::from(*byte) + u16::from(more) + carry;
+            (*byte, carry) = (sum as u8, sum >> 8);
+        }
+        assert!(!key.node().has_signed(b"x", &twin));
+        // The neutral point as a key: with it as R, and 0 beside, any message would be signed.
+        let mut neutral = [0; 64];
+        neutral[0] = 1;
+        let weak = NodeId(*neutral.first_chunk().expect("64 bytes"));
+        assert!(
+            VerifyingKey::from_bytes(&weak.0)
+                .is_ok_and(|key| key.verify(b"x", &Signature::from_bytes(&neutral)).is_ok())
+        );
+        assert!(!weak.has_signed(b"x", &neutral));
     }
 
     #[test]

@@ -20,9 +20,9 @@ const LIMITS: &[(&str, Shape, f64)] = &[
     ("publish", LARGE, 75_500.0),   // 68628.84
     ("encode", FULL, 0.04),         // 0.02
     ("encode", SINGLE, 96.0),       // 91.05
-    ("decode", FULL, 300.0),        // 269.68
-    ("decode", SINGLE, 478_200.0),  // 434747.05
-    ("decode", LARGE, 61_600.0),    // 55988.51
+    ("decode", FULL, 283.0),        // 257.27
+    ("decode", SINGLE, 403_600.0),  // 366951.05
+    ("decode", LARGE, 59_200.0),    // 53801.54
     ("take", FULL, 3.1),            // 2.85
     ("take", SINGLE, 18_300.0),     // 16755.73
     ("dedup", FULL, 0.73),          // 0.66

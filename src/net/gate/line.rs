@@ -1,7 +1,8 @@
 //! A TCP connection to a peer: bare in an open mesh, sealed by Noise in one that has a key.
 //!
-//! The handshake is `Noise_XXpsk0_25519_ChaChaPoly_BLAKE2s` (Noise Protocol Framework, revision 34): whoever lacks the key
-//! fails at its first message, before anything of him is parsed. Then each side signs the hash of the handshake with the
+//! The handshake is `Noise_XXpsk0_25519_AESGCM_BLAKE2s`, or `…_ChaChaPoly_…` if the caller's processor has no instructions for
+//! AES (Noise Protocol Framework, revision 34): whoever lacks the key fails at its first message, before anything of him is
+//! parsed. Then each side signs the hash of the handshake with the
 //! key of its node, so that a name is proven for this one connection: nothing recorded or reflected fits another. ZMTP goes
 //! on inside, its greeting included. A sealed mesh never falls back to a bare line, and bare bytes mean nothing to it.
 //!
@@ -14,7 +15,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
-use snow::{HandshakeState, TransportState};
+use snow::{Builder, HandshakeState, TransportState};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -24,7 +25,9 @@ use super::{ShakeError, limits};
 use crate::id::{NodeId, NodeKey};
 use crate::mesh_key::{KeyRing, MeshKey};
 
-const NOISE: &str = "Noise_XXpsk0_25519_ChaChaPoly_BLAKE2s";
+/// Several times as fast as the other where the processor has instructions for it, and as slow where it has none.
+const AES: &str = "Noise_XXpsk0_25519_AESGCM_BLAKE2s";
+const CHACHA: &str = "Noise_XXpsk0_25519_ChaChaPoly_BLAKE2s";
 /// Both ends must mean the same protocol.
 const PROLOGUE: &[u8] = b"hubless link 1";
 /// Stands before what is signed, so that the signature of a link is one of nothing else.
@@ -84,10 +87,27 @@ impl Line {
         node: &NodeKey,
     ) -> Result<Line, ShakeError> {
         let Some(keys) = keys else { return Ok(Line::bare(tcp)) };
+        Line::seal(tcp, end, keys, node, if has_aes() { AES } else { CHACHA }).await
+    }
+
+    /// Exchanges keys; the caller in the words of `suite`, the called in those of his caller.
+    async fn seal(tcp: TcpStream, end: End, keys: &KeyRing, node: &NodeKey, suite: &str) -> Result<Line, ShakeError> {
         let mut talk = Talk { tcp };
+        // Names are proven by signatures; this pair is for this connection only.
+        let pair = builder(suite)?.generate_keypair().map_err(|_| Broken::Sealed)?;
+        let begin = |suite, key: &MeshKey| -> Result<HandshakeState, Broken> {
+            let begin = |builder: Builder| {
+                let builder = builder.prologue(PROLOGUE)?.local_private_key(&pair.private)?.psk(0, key.secret())?;
+                match end {
+                    End::Caller => builder.build_initiator(),
+                    End::Called => builder.build_responder(),
+                }
+            };
+            begin(builder(suite)?).map_err(|_: snow::Error| Broken::Sealed)
+        };
         let noise = match end {
             End::Caller => {
-                let mut noise = begin(end, keys.first())?;
+                let mut noise = begin(suite, keys.first())?;
                 talk.say(&mut noise).await?;
                 let heard = talk.hear().await?;
                 open(&mut noise, &heard)?;
@@ -96,12 +116,13 @@ impl Line {
             }
             End::Called => {
                 let heard = talk.hear().await?;
-                // Whichever key the caller has: none of a handshake is kept where it does not fit.
-                let with = |key| {
-                    let mut noise = begin(end, key).ok()?;
+                // Whichever key and suite the caller has: none of a handshake is kept where it does not fit.
+                let with = |suite, key| {
+                    let mut noise = begin(suite, key).ok()?;
                     open(&mut noise, &heard).is_ok().then_some(noise)
                 };
-                let mut noise = keys.iter().find_map(with).ok_or(Broken::Sealed)?;
+                let any = |key| [AES, CHACHA].into_iter().find_map(|suite| with(suite, key));
+                let mut noise = keys.iter().find_map(any).ok_or(Broken::Sealed)?;
                 talk.say(&mut noise).await?;
                 let heard = talk.hear().await?;
                 open(&mut noise, &heard)?;
@@ -343,18 +364,18 @@ impl Talk {
     }
 }
 
-fn begin(end: End, key: &MeshKey) -> Result<HandshakeState, Broken> {
-    let begin = || {
-        let builder = snow::Builder::new(NOISE.parse()?);
-        // Names are proven by signatures; this one is for this connection only.
-        let pair = builder.generate_keypair()?;
-        let builder = builder.prologue(PROLOGUE)?.local_private_key(&pair.private)?.psk(0, key.secret())?;
-        match end {
-            End::Caller => builder.build_initiator(),
-            End::Called => builder.build_responder(),
-        }
-    };
-    begin().map_err(|_: snow::Error| Broken::Sealed)
+fn builder(suite: &str) -> Result<Builder<'static>, Broken> {
+    Ok(Builder::new(suite.parse().map_err(|_: snow::Error| Broken::Sealed)?))
+}
+
+/// Whether this processor has instructions for AES and for the sum that goes with it.
+fn has_aes() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq");
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("aes") && std::arch::is_aarch64_feature_detected!("pmull");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    return false;
 }
 
 fn open(noise: &mut HandshakeState, record: &[u8]) -> Result<(), Broken> {
@@ -392,10 +413,10 @@ mod tests {
         NodeKey::from_bytes(&[byte; NodeKey::LEN])
     }
 
-    async fn lines(keys: &KeyRing) -> (Line, Line) {
+    async fn lines(keys: &KeyRing, suite: &str) -> (Line, Line) {
         let (caller, called) = pair().await;
         let (one, two) = (node(1), node(2));
-        let caller = Line::shake(caller, End::Caller, Some(keys), &one);
+        let caller = Line::seal(caller, End::Caller, keys, &one, suite);
         let called = Line::shake(called, End::Called, Some(keys), &two);
         let (caller, called) = tokio::join!(caller, called);
         (caller.unwrap(), called.unwrap())
@@ -403,21 +424,21 @@ mod tests {
 
     #[tokio::test]
     async fn what_goes_in_comes_out_whatever_its_size_and_names_are_proven() {
-        let (mut caller, mut called) = lines(&key()).await;
-        assert!(caller.proves(node(2).node()) && called.proves(node(1).node()));
-        assert!(!caller.proves(node(1).node()) && !called.proves(node(3).node()));
-        for size in [1, 100, RECORD_BYTES_MAX - 1, RECORD_BYTES_MAX, RECORD_BYTES_MAX + 1, 3_000_000] {
-            let said: Vec<u8> = (0..size).map(|at| (at * 7 % 251) as u8).collect();
-            for (from, to) in [(&mut caller, &mut called)] {
+        for suite in [AES, CHACHA] {
+            let (mut caller, mut called) = lines(&key(), suite).await;
+            assert!(caller.proves(node(2).node()) && called.proves(node(1).node()));
+            assert!(!caller.proves(node(1).node()) && !called.proves(node(3).node()));
+            for size in [1, 100, RECORD_BYTES_MAX - 1, RECORD_BYTES_MAX, RECORD_BYTES_MAX + 1, 3_000_000] {
+                let said: Vec<u8> = (0..size).map(|at| (at * 7 % 251) as u8).collect();
                 let mut heard = vec![0; size];
                 let say = async {
-                    from.write_all(&said).await.unwrap();
-                    from.flush().await.unwrap();
+                    caller.write_all(&said).await.unwrap();
+                    caller.flush().await.unwrap();
                 };
-                tokio::join!(say, async { to.read_exact(&mut heard).await.unwrap() });
+                tokio::join!(say, async { called.read_exact(&mut heard).await.unwrap() });
                 assert!(heard == said, "{size}");
+                std::mem::swap(&mut caller, &mut called);
             }
-            std::mem::swap(&mut caller, &mut called);
         }
     }
 
@@ -520,7 +541,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_changed_record_ends_the_line() {
-        let (mut caller, mut called) = lines(&key()).await;
+        let (mut caller, mut called) = lines(&key(), AES).await;
         caller.write_all(b"before").await.unwrap();
         caller.flush().await.unwrap();
         let mut heard = [0; 6];
@@ -532,7 +553,7 @@ mod tests {
         let error = called.read_exact(&mut heard).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         for record in [&[0, 0][..], &[0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]] {
-            let (mut caller, mut called) = lines(&key()).await;
+            let (mut caller, mut called) = lines(&key(), AES).await;
             caller.tcp.write_all(record).await.unwrap();
             let error = called.read_exact(&mut heard).await.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
