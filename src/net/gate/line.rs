@@ -2,9 +2,9 @@
 //!
 //! The handshake is `Noise_XXpsk0_25519_AESGCM_BLAKE2s`, or `…_ChaChaPoly_…` if the caller's processor has no instructions for
 //! AES (Noise Protocol Framework, revision 34): whoever lacks the key fails at its first message, before anything of him is
-//! parsed. Then each side signs the hash of the handshake with the
-//! key of its node, so that a name is proven for this one connection: nothing recorded or reflected fits another. ZMTP goes
-//! on inside, its greeting included. A sealed mesh never falls back to a bare line, and bare bytes mean nothing to it.
+//! parsed. Then each side signs the hash of the handshake with the key of its node, so that a name is proven for this one
+//! connection: nothing recorded or reflected fits another. ZMTP goes on inside, its greeting included. A sealed mesh never
+//! falls back to a bare line, and bare bytes mean nothing to it.
 //!
 //! ```text
 //! record = length(2, big-endian) bytes       handshake message, or sealed: 16 bytes longer than what it holds
@@ -15,7 +15,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
-use snow::{Builder, HandshakeState, TransportState};
+use snow::{Builder, HandshakeState, Keypair, TransportState};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -93,21 +93,9 @@ impl Line {
     /// Exchanges keys; the caller in the words of `suite`, the called in those of his caller.
     async fn seal(tcp: TcpStream, end: End, keys: &KeyRing, node: &NodeKey, suite: &str) -> Result<Line, ShakeError> {
         let mut talk = Talk { tcp };
-        // Names are proven by signatures; this pair is for this connection only.
-        let pair = builder(suite)?.generate_keypair().map_err(|_| Broken::Sealed)?;
-        let begin = |suite, key: &MeshKey| -> Result<HandshakeState, Broken> {
-            let begin = |builder: Builder| {
-                let builder = builder.prologue(PROLOGUE)?.local_private_key(&pair.private)?.psk(0, key.secret())?;
-                match end {
-                    End::Caller => builder.build_initiator(),
-                    End::Called => builder.build_responder(),
-                }
-            };
-            begin(builder(suite)?).map_err(|_: snow::Error| Broken::Sealed)
-        };
         let noise = match end {
             End::Caller => {
-                let mut noise = begin(suite, keys.first())?;
+                let mut noise = begin(end, suite, keys.first(), &pair()?)?;
                 talk.say(&mut noise).await?;
                 let heard = talk.hear().await?;
                 open(&mut noise, &heard)?;
@@ -116,9 +104,10 @@ impl Line {
             }
             End::Called => {
                 let heard = talk.hear().await?;
+                let pair = pair()?;
                 // Whichever key and suite the caller has: none of a handshake is kept where it does not fit.
                 let with = |suite, key| {
-                    let mut noise = begin(suite, key).ok()?;
+                    let mut noise = begin(end, suite, key, &pair).ok()?;
                     open(&mut noise, &heard).is_ok().then_some(noise)
                 };
                 let any = |key| [AES, CHACHA].into_iter().find_map(|suite| with(suite, key));
@@ -364,8 +353,24 @@ impl Talk {
     }
 }
 
-fn builder(suite: &str) -> Result<Builder<'static>, Broken> {
-    Ok(Builder::new(suite.parse().map_err(|_: snow::Error| Broken::Sealed)?))
+fn builder(suite: &str) -> Result<Builder<'static>, snow::Error> {
+    Ok(Builder::new(suite.parse()?))
+}
+
+/// Keys for one connection only: names are proven by signatures.
+fn pair() -> Result<Keypair, Broken> {
+    builder(AES).and_then(|builder| builder.generate_keypair()).map_err(|_| Broken::Sealed)
+}
+
+fn begin(end: End, suite: &str, key: &MeshKey, pair: &Keypair) -> Result<HandshakeState, Broken> {
+    let begin = || {
+        let builder = builder(suite)?.prologue(PROLOGUE)?.local_private_key(&pair.private)?.psk(0, key.secret())?;
+        match end {
+            End::Caller => builder.build_initiator(),
+            End::Called => builder.build_responder(),
+        }
+    };
+    begin().map_err(|_: snow::Error| Broken::Sealed)
 }
 
 /// Whether this processor has instructions for AES and for the sum that goes with it.
@@ -541,17 +546,19 @@ mod tests {
 
     #[tokio::test]
     async fn a_changed_record_ends_the_line() {
-        let (mut caller, mut called) = lines(&key(), AES).await;
-        caller.write_all(b"before").await.unwrap();
-        caller.flush().await.unwrap();
         let mut heard = [0; 6];
-        called.read_exact(&mut heard).await.unwrap();
-        let Some(seal) = &mut caller.seal else { panic!("it is sealed") };
-        seal.close(&[IoSlice::new(b"changed")]).unwrap();
-        seal.sealed_out[HEAD_BYTES + 3] ^= 1;
-        caller.flush().await.unwrap();
-        let error = called.read_exact(&mut heard).await.unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        for suite in [AES, CHACHA] {
+            let (mut caller, mut called) = lines(&key(), suite).await;
+            caller.write_all(b"before").await.unwrap();
+            caller.flush().await.unwrap();
+            called.read_exact(&mut heard).await.unwrap();
+            let Some(seal) = &mut caller.seal else { panic!("it is sealed") };
+            seal.close(&[IoSlice::new(b"changed")]).unwrap();
+            seal.sealed_out[HEAD_BYTES + 3] ^= 1;
+            caller.flush().await.unwrap();
+            let error = called.read_exact(&mut heard).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        }
         for record in [&[0, 0][..], &[0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]] {
             let (mut caller, mut called) = lines(&key(), AES).await;
             caller.tcp.write_all(record).await.unwrap();
