@@ -30,9 +30,7 @@ fn redis_clients_and_nodes_hear_each_other_once() {
     let mesh = bridged(&["a", "b"], &["--redis", &redis.url()]);
     let clients = Foreign::start(&["redis", &redis.url()]);
     let texts = ["hello big world", "zażółć 🦀 \"quoted\"\n", "again", "again"];
-    for (number, text) in texts.iter().enumerate() {
-        mesh.0[number % 2].say(text);
-    }
+    say_in_turn(&mesh, &texts);
     say(&mesh.0[1], "nodejs", "in a room");
     eventually(PATIENCE, "clients hear the mesh", || clients.heard().len() == 5);
     assert_eq!(clients.texts(""), [&texts[..], &["in a room"]].concat());
@@ -80,9 +78,7 @@ fn amqp_clients_and_nodes_hear_each_other_once() {
         let mesh = bridged(&["a", "b"], &options);
         let clients = Foreign::start(&["amqp", &rabbit.url(), &exchange, kind, &format!("foreign-{kind}")]);
         let texts = ["hello big world", "zażółć 🦀 \"quoted\"\n", "again", "again"];
-        for (number, text) in texts.iter().enumerate() {
-            mesh.0[number % 2].say(text);
-        }
+        say_in_turn(&mesh, &texts);
         let id = say(&mesh.0[1], "nodejs", "in a room");
         eventually(PATIENCE, "clients hear the mesh", || clients.heard().len() == 5);
         assert_eq!(clients.texts(""), [&texts[..], &["in a room"]].concat(), "{kind}");
@@ -193,9 +189,7 @@ fn clients_of_redis_streams_and_nodes_hear_each_other_once() {
     clients.say("chat_stream", &["before the bridge"]);
     let mesh = bridged(&["a", "b"], &["--redis", &redis.url(), "--redis-mode", "streams"]);
     let texts = ["hello big world", "zażółć 🦀 \"quoted\"\n", "again", "again"];
-    for (number, text) in texts.iter().enumerate() {
-        mesh.0[number % 2].say(text);
-    }
+    say_in_turn(&mesh, &texts);
     let id = say(&mesh.0[1], "nodejs", "in a room");
     let from_mesh = || -> Vec<Value> { clients.heard().into_iter().filter(|heard| heard["id"].is_string()).collect() };
     eventually(PATIENCE, "clients hear the mesh", || from_mesh().len() == 5);
@@ -753,6 +747,16 @@ fn leader(mesh: &Mesh) -> usize {
 /// What the node's only bridge does.
 fn state(node: &Hubless) -> String {
     node.get("/readyz")["bridges"][0]["state"].as_str().unwrap_or_default().to_string()
+}
+
+/// Each says one after the other, once all have the one before: nothing else orders what two authors say.
+fn say_in_turn(mesh: &Mesh, texts: &[&str]) {
+    for (text, author) in texts.iter().zip(mesh.0.iter().cycle()) {
+        author.say(text);
+        for node in &mesh.0 {
+            eventually(PATIENCE, "it is heard", || lobby(node).iter().any(|heard| heard == text));
+        }
+    }
 }
 
 /// The texts of the lobby.
